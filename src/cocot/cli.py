@@ -1,0 +1,261 @@
+"""The command line: `cocot train | eval | ask | compare | data | recipes | env`.
+
+Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
+code 2; an interrupt saves the state and exits with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocot.errors import CocotError, ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from cocot.config import RunConfig
+    from cocot.tasks.problem import Problem
+
+_EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args, overrides = parser.parse_known_args(argv)
+    if overrides and not args.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides
+    try:
+        command: Callable[[argparse.Namespace], int] = args.command
+        return command(args)
+    except CocotError as error:
+        print(f"cocot: {error}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            print(f"Go on with:\n  {shlex.join(['cocot', *(sys.argv[1:] if argv is None else argv)])}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cocot: interrupted.", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="cocot", description="Language models that reason in a continuous latent space.", epilog=_EPILOG
+    )
+    parser.set_defaults(takes_overrides=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str, **defaults: Any
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command, **defaults)
+        return sub
+
+    sub = add("train", _train, "train a model by a recipe, or go on with a run that was stopped", takes_overrides=True)
+    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
+    sub.add_argument("--dry-run", action="store_true", help="print the schedule and one encoded problem; train nothing")
+    sub.epilog = (
+        "Every field of the recipe can follow: --curriculum.method cot --seed 1 (see `cocot recipes --fields`)."
+    )
+
+    sub = add(
+        "compare",
+        _compare,
+        "train several methods by one recipe, and evaluate them on the same problems",
+        takes_overrides=True,
+    )
+    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--methods", default="cot,no_cot,pause_as_thought,coconut", help="methods, with commas between")
+    sub.add_argument("--problems", type=int, default=1000, help="fresh problems to evaluate on (default: %(default)s)")
+    sub.add_argument("--data", type=Path, help="file of problems to evaluate on, in place of fresh ones")
+    sub.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores")
+    sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
+
+    sub = add("eval", _eval, "accuracy, tokens and seconds of a model")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("--task", default="prosqa")
+    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--max-new-tokens", type=int, default=128)
+    sub.add_argument(
+        "--out", type=Path, help="JSONL file of one record a problem (default: eval.jsonl beside the model)"
+    )
+    _add_problem_arguments(sub, count=1000)
+
+    sub = add("ask", _ask, "answer a question")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("question")
+    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+
+    sub = add("data", _data, "make problems, with their statistics")
+    sub.add_argument("task", help="prosqa")
+    sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    _add_problem_arguments(sub, count=1000)
+
+    sub = add("recipes", _recipes, "list the shipped recipes with cost and result")
+    sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
+    add("env", _env, "print versions and machine, for bug reports")
+    return parser
+
+
+def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
+    """Where problems come from: a file, or the task's generator."""
+    source = parser.add_argument_group("problems")
+    source.add_argument("--data", type=Path, help="JSON or JSONL file; otherwise they are generated")
+    source.add_argument("--count", type=int, default=count, help="how many to generate (default: %(default)s)")
+    source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
+    source.add_argument("--mode", help="prosqa: released, paper or balanced")
+    source.add_argument("--rendering", help="prosqa: sentences or symbolic")
+    source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
+    source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
+    source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
+
+
+def _problems(args: argparse.Namespace) -> list[Problem]:
+    from cocot import tasks
+    from cocot.tasks.files import read_problems
+
+    task = tasks.get(args.task)
+    if args.data:
+        return read_problems(args.data)
+    names = ("mode", "rendering", "layers", "width", "nodes")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return task.generate(args.count, seed=args.seed, **settings)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from cocot.recipe_files import read_recipe
+
+    config = read_recipe(args.recipe, args.overrides)
+    out = args.out or Path("runs") / Path(args.recipe).stem
+    _warn_of_batch(config, read_recipe(args.recipe))
+    if args.dry_run:
+        return _dry_run(config)
+    from cocot.training import train
+
+    run = train(config, out)
+    for entry in run.finished_stages():
+        print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
+    print(f"model: {run.model}")
+    return 0
+
+
+def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
+    if config.train.batch_size != recipe.train.batch_size:
+        print(
+            f"cocot: warning: train.batch_size is {config.train.batch_size}, the recipe's is {recipe.train.batch_size}: "
+            "results will not compare. To save memory lower train.device_batch_size instead.",
+            file=sys.stderr,
+        )
+
+
+def _dry_run(config: RunConfig) -> int:
+    from cocot.plan import describe_encoding, describe_plan, plan
+    from cocot.training import prepare_data, prepare_tokenizer
+
+    data = prepare_data(config)
+    stages = plan(config)
+    problems = data.train(stages[-1], 0)
+    print(f"method {config.curriculum.method}: {config.curriculum.row.summary}\n")
+    print(describe_plan(config, len(problems)), end="\n\n")
+    longest = max(problems, key=lambda problem: len(problem.steps))
+    print(describe_encoding(config, longest, prepare_tokenizer(config, [*problems, *data.valid])))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from cocot.comparison import compare
+    from cocot.report import plain
+
+    out = args.out or Path("runs") / Path(args.recipe).stem
+    methods = args.methods.split(",")
+    rows = compare(args.recipe, args.overrides, methods, args.problems, out, args.jobs, args.data)
+    print(f"\n{plain(rows)}\n\nfiles: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from cocot import tasks
+    from cocot.evaluation import evaluate, summarise, write_records
+    from cocot.model import load
+    from cocot.report import plain
+
+    problems = _problems(args)
+    model, tokenizer = load(args.model)
+    records = evaluate(
+        model,
+        tokenizer,
+        tasks.get(args.task),
+        problems,
+        num_thoughts=args.thoughts,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        shows_progress=True,
+    )
+    out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
+    write_records(out, records)
+    print(plain([{"method": Path(args.model).name, **summarise(records).to_json(), "train_problems": None}]))
+    print(f"records: {out}")
+    return 0
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from transformers import TextStreamer
+
+    from cocot.generation import answer
+    from cocot.model import load
+
+    if args.text_steps and args.thoughts:
+        raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
+    model, tokenizer = load(args.model)
+    given = answer(
+        model,
+        tokenizer,
+        [args.question],
+        num_thoughts=0 if args.text_steps else args.thoughts,
+        max_new_tokens=args.max_new_tokens,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+    )[0]
+    print(f"[{given.num_tokens} tokens, {given.num_thoughts} of them thoughts]", file=sys.stderr)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from cocot import tasks
+    from cocot.tasks.files import write_problems
+
+    problems = _problems(args)
+    write_problems(args.out, problems)
+    for name, value in tasks.get(args.task).report(problems).items():
+        print(f"{name:>24}  {value:.3f}")
+    print(f"{len(problems):,} problems: {args.out}")
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from cocot.recipe_files import read_recipe, recipe_parser, shipped_recipes
+
+    if args.fields:
+        recipe_parser().print_help()
+        return 0
+    for name in shipped_recipes():
+        config = read_recipe(name)
+        print(f"{name}\n  cost:   {config.cost or 'not measured yet'}\n  result: {config.result or 'not measured yet'}")
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    from cocot.runs import environment
+
+    print(json.dumps(environment(), indent=2))
+    return 0

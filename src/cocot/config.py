@@ -1,0 +1,173 @@
+"""The typed settings of a run. A recipe is a YAML file of exactly these fields.
+
+In: nothing. Out: `RunConfig`, which `cocot train RECIPE --train.learning_rate 1e-4` fills and the run folder keeps.
+Read next: `recipes/*.yaml`; `curriculum.py` for the fields under `curriculum`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cocot.curriculum import CurriculumConfig
+from cocot.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """A model from random weights.
+
+    Attributes:
+        architecture: Hugging Face model type: gpt2, llama, qwen3, ...
+        layers: Number of decoder layers.
+        width: Hidden size.
+        heads: Attention heads.
+        embedding_std: Standard deviation of fresh token embeddings; null for the architecture's own.
+        settings: Further fields of the architecture's Hugging Face config.
+    """
+
+    architecture: str = "gpt2"
+    layers: int = 2
+    width: int = 128
+    heads: int = 2
+    embedding_std: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the model comes from: exactly one of the two.
+
+    Attributes:
+        path: Hub id or local folder of a causal language model.
+        init: Shape of a model from scratch; it gets a word-level tokenizer of the task.
+    """
+
+    path: str | None = None
+    init: InitConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.init is None):
+            raise ConfigError("set exactly one of model.path (hub id or folder) and model.init (from scratch).")
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """A stage before the first, in words, on easier problems.
+
+    Attributes:
+        generate: Settings that replace those of `data.generate`, for example `{width: 1}`.
+        epochs: Epochs at most.
+        advance_at: Accuracy on easier problems at which it ends early; the epochs it leaves go to the last stage.
+    """
+
+    generate: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 1
+    advance_at: float | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problems to learn from and to validate on; never test problems.
+
+    Attributes:
+        task: Name of the task: it generates problems and grades answers.
+        train: File of problems (JSON or JSONL); null to generate them.
+        valid: File of problems for validation; null to generate them.
+        num_train: Problems an epoch when generated.
+        num_valid: Problems for validation when generated.
+        fresh: Whether every epoch generates new problems.
+        generate: Settings of the task's generator.
+        valid_generate: Settings that replace those of `generate` for validation.
+        warmup: An easier stage before the first, or null.
+    """
+
+    task: str = "prosqa"
+    train: str | None = None
+    valid: str | None = None
+    num_train: int = 1000
+    num_valid: int = 200
+    fresh: bool = False
+    generate: dict[str, Any] = field(default_factory=dict)
+    valid_generate: dict[str, Any] = field(default_factory=dict)
+    warmup: WarmupConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.fresh and self.train:
+            raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
+        if self.warmup and self.train:
+            raise ConfigError("data.warmup generates easier problems; it does not go with a data.train file.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        learning_rate: Peak rate of AdamW.
+        muon_learning_rate: Peak rate of Muon, which takes the decoder's weight matrices when optimizer is muon.
+        optimizer: adamw, or muon (Muon for the decoder's matrices, AdamW for the rest).
+        optimizer_reset: When the optimizer forgets: at every epoch (the released code), stage (the paper) or never.
+        weight_decay: Of both optimizers.
+        adam_beta2: AdamW's second moment decay.
+        max_grad_norm: Gradients are scaled down to this norm; 0 for no limit.
+        batch_size: Problems an optimizer step, over all devices: part of the recipe.
+        device_batch_size: Problems a device takes at once; accumulation makes up the rest.
+        lr_scheduler: Hugging Face's name of the schedule inside a stage: constant, linear, cosine, ...
+        warmup_steps: Steps in which a stage's rate rises from 0.
+        stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
+        bf16: Autocast to bfloat16; null: on a GPU that has it.
+        eval_max_new_tokens: Longest answer in validation, in tokens.
+        eval_batch_size: Questions a batch in validation.
+        save_steps: Optimizer steps between checkpoints.
+        logging_steps: Optimizer steps between log entries.
+        report_to: Loggers beside metrics.jsonl: tensorboard, trackio, wandb.
+        device: cpu, or null for the best device there is.
+    """
+
+    learning_rate: float = 1e-4
+    muon_learning_rate: float = 0.02
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer_reset: Literal["epoch", "stage", "never"] = "stage"
+    weight_decay: float = 0.01
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    batch_size: int = 128
+    device_batch_size: int = 32
+    lr_scheduler: str = "constant"
+    warmup_steps: int = 0
+    stage_learning_rate: dict[str, float] = field(default_factory=dict)
+    bf16: bool | None = None
+    eval_max_new_tokens: int = 64
+    eval_batch_size: int = 64
+    save_steps: int = 500
+    logging_steps: int = 10
+    report_to: list[str] = field(default_factory=list)
+    device: Literal["cpu"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.device_batch_size < 1:
+            raise ConfigError("train.batch_size and train.device_batch_size must be at least 1.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on.
+
+    Attributes:
+        model: The model.
+        data: The problems.
+        curriculum: The method and its stages.
+        train: The optimizer's settings.
+        seed: Seeds weights, data and order.
+        cost: What the recipe costs, for people.
+        result: What the recipe reached, for people.
+    """
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    cost: str = ""
+    result: str = ""

@@ -1,0 +1,151 @@
+"""Accuracy, tokens and seconds of a model on problems, with one record a problem.
+
+In: a model, its tokenizer, a task's problems. Out: `Record`s (one JSONL line each) and their `Summary`.
+
+    records = evaluate(model, tokenizer, tasks.get("prosqa"), problems)
+    summary = summarise(records)
+
+Read next: `report.py` (summaries -> a table).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocot.errors import DataError
+from cocot.generation import answer
+from cocot.runs import write_text
+from cocot.tasks.problem import Problem, Task
+
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One problem and what the model made of it; `is_complete`, `num_tokens`, `seconds` as in `Answer`."""
+
+    question: str
+    expected: str
+    answer: str
+    output: str
+    is_correct: bool
+    num_tokens: int
+    num_thoughts: int
+    is_complete: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as one line of a JSONL file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Records in one row.
+
+    Attributes:
+        accuracy: Share of correct answers.
+        low: Lower end of the 95 % Wilson interval.
+        high: Upper end of it.
+        tokens: Generated tokens a problem, thoughts included, mean.
+        seconds_per_question: Wall-clock seconds a problem, mean.
+        problems: How many problems.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    tokens: float
+    seconds_per_question: float
+    problems: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON-ready values."""
+        return asdict(self)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    num_thoughts: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 64,
+    shows_progress: bool = False,
+) -> list[Record]:
+    """Ask the model every problem and grade its answers.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        task: Grades the answers.
+        problems: What to ask.
+        num_thoughts: Thoughts before each answer; None for as many as the model was trained with.
+        batch_size: Questions a batch.
+        max_new_tokens: Longest text after the thoughts, in tokens.
+        shows_progress: Whether to show a bar with the time left.
+
+    Raises:
+        DataError: there are no problems, or `answer` cannot use one.
+        ModelError: the model was not given thoughts.
+    """
+    if not problems:
+        raise DataError("there are no problems to evaluate on.")
+    questions = [problem.question for problem in problems]
+    bar = tqdm(total=len(questions), unit="question", disable=not shows_progress)
+    with bar:
+        answers = answer(model, tokenizer, questions, num_thoughts, max_new_tokens, batch_size, on_batch=bar.update)
+    return [
+        Record(
+            question=problem.question,
+            expected=problem.answer,
+            answer=given.text,
+            output=given.output,
+            is_correct=task.is_correct(problem, given.text),
+            num_tokens=given.num_tokens,
+            num_thoughts=given.num_thoughts,
+            is_complete=given.is_complete,
+            seconds=given.seconds,
+        )
+        for problem, given in zip(problems, answers, strict=True)
+    ]
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write one JSON line a problem; an existing file is replaced only once the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
+
+
+def summarise(records: Sequence[Record]) -> Summary:
+    """Accuracy with its interval, and the means of tokens and seconds."""
+    num_correct = sum(record.is_correct for record in records)
+    low, high = wilson_interval(num_correct, len(records))
+    return Summary(
+        accuracy=num_correct / len(records),
+        low=low,
+        high=high,
+        tokens=fmean(record.num_tokens for record in records),
+        seconds_per_question=fmean(record.seconds for record in records),
+        problems=len(records),
+    )
+
+
+def wilson_interval(num_correct: int, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion: sound at 0 %, at 100 % and for few problems."""
+    share = num_correct / count
+    spread = _Z_95**2 / count
+    centre = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))

@@ -1,0 +1,158 @@
+"""Batched, cached answers with any number of thoughts, all through the model's own `generate`.
+
+In: a model that thinks, its tokenizer, questions. Out: one `Answer` a question, in order.
+
+    answers = cocot.answer(model, tokenizer, ["Is Tom a lempus or scrompus?"], num_thoughts=6)
+
+Read next: `evaluation.py` (answers -> accuracy).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from cocot.curriculum import ANSWER_MARK, ThoughtSettings, encode_question
+from cocot.errors import ConfigError, DataError, ModelError
+from cocot.model import thought_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to one question.
+
+    Attributes:
+        text: The answer: what follows the last answer mark, or everything if there is none.
+        output: Everything that was written after the thoughts, reasoning included.
+        num_tokens: Tokens generated, counted as the paper does: thoughts included, then every token written up to and
+            with end of text.
+        num_thoughts: Thoughts (or pauses) among them.
+        is_complete: Whether the model ended the text itself, before `max_new_tokens`.
+        seconds: Wall-clock time of the question's batch, divided by the batch's size.
+    """
+
+    text: str
+    output: str
+    num_tokens: int
+    num_thoughts: int
+    is_complete: bool
+    seconds: float
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    num_thoughts: int | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    *,
+    streamer: BaseStreamer | None = None,
+    on_batch: Callable[[int], Any] | None = None,
+) -> list[Answer]:
+    """Answer questions, greedily, in batches of questions of similar length.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        questions: Any number of questions.
+        num_thoughts: Thoughts before the text; None for as many as the model was trained with.
+        max_new_tokens: Longest text after the thoughts, in tokens.
+        batch_size: Questions a batch.
+        streamer: Receives the tokens as they are written; for a single question.
+        on_batch: Called after every batch with the number of questions it answered.
+
+    Returns:
+        One answer a question, in the order of `questions`.
+
+    Raises:
+        DataError: a question does not fit into the model's context, or holds words the model does not know.
+        ModelError: the model was not given thoughts, or was not trained to think and `num_thoughts` is None.
+        ConfigError: `num_thoughts` is negative.
+    """
+    settings = thought_settings(model)
+    count = _num_thoughts(settings, num_thoughts)
+    prompts = [encode_question(text, count, settings, tokenizer) for text in questions]
+    _check_lengths(prompts, max_new_tokens, model)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        began = time.perf_counter()
+        written = _generate(model, tokenizer, [prompts[index] for index in batch], max_new_tokens, streamer)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for index, tokens in zip(batch, written, strict=True):
+            answers[index] = _read(tokens, count, seconds, tokenizer)
+        if on_batch is not None:
+            on_batch(len(batch))
+    return [answers[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    streamer: BaseStreamer | None,
+) -> list[list[int]]:
+    """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
+    width = max(map(len, prompts))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    was_training = model.training
+    model.eval()
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad_id,
+        streamer=streamer,
+    )
+    model.train(was_training)
+    written: list[list[int]] = output[:, width:].tolist()
+    return written
+
+
+def _read(tokens: list[int], num_thoughts: int, seconds: float, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    """Cut at end of text; what `generate` writes behind it is padding for rows that are done."""
+    is_complete = tokenizer.eos_token_id in tokens
+    if is_complete:
+        tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    output = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    text = output.rsplit(ANSWER_MARK, maxsplit=1)[-1].strip()
+    return Answer(text, output, num_thoughts + len(tokens), num_thoughts, is_complete, seconds)
+
+
+def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
+    count = settings.num_thoughts if asked is None else asked
+    if count is None:
+        raise ModelError(
+            "this model was not trained to think, so its number of thoughts is unknown; "
+            "say how many (num_thoughts=k, --thoughts k), 0 for words alone."
+        )
+    if count < 0:
+        raise ConfigError(f"the number of thoughts is {count}; it must be 0 or more.")
+    return count
+
+
+def _check_lengths(prompts: list[list[int]], max_new_tokens: int, model: Any) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        too_long = sum(len(ids) + max_new_tokens > limit for ids in prompts)
+        raise DataError(
+            f"{too_long} of {len(prompts)} questions do not fit: the longest has {longest} tokens, thoughts included, "
+            f"and may be answered in {max_new_tokens}, but the model reads {limit}. "
+            "Shorten them, lower max_new_tokens, or take a model with a longer context."
+        )

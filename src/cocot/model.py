@@ -1,0 +1,348 @@
+"""Give thoughts to any Hugging Face causal language model, in place; load and save such models.
+
+In: a causal language model and its tokenizer. Out: the same object, of a subclass that overrides only `forward`:
+parameters, keys, config, `generate`, `Trainer` and PEFT go on working.
+
+    model = cocot.give_thoughts(AutoModelForCausalLM.from_pretrained("gpt2"), tokenizer)
+    out = model(input_ids=ids, labels=labels)       # placeholders <|latent|> anywhere in ids
+
+A saved model is a plain Hugging Face folder; the thought settings lie in its `config.json` under `thoughts`.
+Read next: `thinking.py` (what happens at a placeholder), `generation.py` (answers).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
+from cocot.errors import ModelError
+from cocot.thinking import think
+
+
+class Thoughts:
+    """Mixin over a Hugging Face causal language model: `forward` that understands placeholders.
+
+    Without placeholders and without a training loss it *is* the original `forward`, bit for bit.
+    """
+
+    config: Any
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Hugging Face's `forward`, with a thought wherever `input_ids` holds the placeholder.
+
+        While training with `labels`, the head runs on labelled positions only: `loss` equals Hugging Face's, and
+        `logits` is None. In `eval()` mode logits come back as usual.
+
+        Args:
+            input_ids: Token ids, (batch, columns); `<|latent|>` marks a thought.
+            attention_mask: 0 at padding, (batch, past + columns); also 4-D or one mask a layer type.
+            position_ids: (batch, columns); by default each row counts its own tokens, padding left out.
+            past_key_values: A `DynamicCache`, or None.
+            inputs_embeds: Embeddings in place of `input_ids`; these cannot hold placeholders.
+            labels: Token ids, -100 where there is no loss, (batch, columns); shifted inside.
+            use_cache: Whether to return the cache.
+            logits_to_keep: As in Hugging Face: how many last positions (0: all), or which, get logits.
+            **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
+
+        Returns:
+            A `CausalLMOutputWithPast`.
+
+        Raises:
+            ModelError: a thought has no position before it, the cache is not a `DynamicCache`, or gradient
+                checkpointing is on.
+        """
+        model = cast(Any, self)
+        latent_id = self.config.thoughts["latent_id"]
+        is_latent = None if input_ids is None else input_ids == latent_id
+        num_items = kwargs.pop("num_items_in_batch", None)
+        has_latent = is_latent is not None and bool(is_latent.any())
+        gathers = model.training and labels is not None and input_ids is not None
+        if not has_latent and not gathers:
+            passed = {} if num_items is None else {"num_items_in_batch": num_items}
+            return super().forward(  # type: ignore[misc]
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **passed,
+                **kwargs,
+            )
+        assert input_ids is not None
+        assert is_latent is not None
+        kwargs.pop("return_dict", None)
+        if has_latent:
+            _check_thinkable(model, is_latent, attention_mask, past_key_values)
+        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = _positions(input_ids, attention_mask, cache.get_seq_length())
+        hidden = think(
+            model.get_decoder(),
+            model.get_input_embeddings()(input_ids),
+            is_latent,
+            cache=cache,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        kept_cache = cache if use_cache or past_key_values is not None else None
+        if gathers:
+            loss = _gathered_loss(model, hidden, cast(Tensor, labels), num_items)
+            return CausalLMOutputWithPast(loss=loss, past_key_values=kept_cache)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        kept = hidden if isinstance(keep, int) else hidden[:, keep]
+        logits = model.get_output_embeddings()(kept)
+        loss = None
+        if labels is not None:
+            loss = model.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept_cache)
+
+
+def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Teach `model` to read thoughts, in place.
+
+    Adds `<|start-latent|>`, `<|end-latent|>` and `<|latent|>` to `tokenizer` and to the embeddings where they are
+    missing, and swaps the model's class for a subclass that overrides only `forward`.
+
+    Args:
+        model: Any Hugging Face causal language model whose logits are its output embedding times the hidden state.
+        tokenizer: The model's tokenizer; changed when tokens are missing.
+
+    Returns:
+        The same model object.
+
+    Raises:
+        ModelError: the model has no separate decoder, its head does more than one matrix product, or it has thought
+            settings and the tokenizer is not its own.
+    """
+    saved = getattr(model.config, "thoughts", None)
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+    if saved and missing:
+        raise ModelError(
+            f"the model was trained to think, but its tokenizer lacks {', '.join(missing)}; "
+            "take the tokenizer that was saved with it."
+        )
+    add_tokens(model, tokenizer, SPECIAL_TOKENS)
+    if not saved:
+        model.config.thoughts = ThoughtSettings(tokenizer.convert_tokens_to_ids(LATENT)).to_json()
+    _suppress(model, [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS])
+    if not isinstance(model, Thoughts):
+        _check_head(model)
+        model.__class__ = _thinking_class(type(model))
+    return model
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:
+    """Add the `tokens` that `tokenizer` lacks; each starts as a copy of the token of `<<`, head row included.
+
+    A copy of a known token keeps the first losses small; the released Coconut code does the same.
+    """
+    source = tokenizer.encode("<<", add_special_tokens=False)[0]
+    missing = add_missing(tokenizer, tokens)
+    tables = (model.get_input_embeddings, model.get_output_embeddings)
+    if len(tokenizer) > tables[0]().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for new in tokenizer.convert_tokens_to_ids(missing):
+            for table in tables:
+                table().weight[new] = table().weight[source]
+
+
+def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
+    """Add the `tokens` that `tokenizer` lacks, as special tokens; returns those."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in tokens if token not in known]
+    if missing:
+        tokenizer.add_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True
+        )
+    return missing
+
+
+def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, a run folder or a model on the Hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    with _explained(_model_folder(path_or_hub_id)) as source:
+        return AutoTokenizer.from_pretrained(source)
+
+
+def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a saved cocot model, or give thoughts to a plain Hugging Face one.
+
+    Args:
+        path_or_hub_id: A model folder, a run folder, or the id of a model on the Hub.
+        **kwargs: Passed to `AutoModelForCausalLM.from_pretrained`. Weights are float32 unless `dtype` says otherwise.
+
+    Returns:
+        The model, in `eval()` mode, and its tokenizer.
+
+    Raises:
+        ModelError: there is no such model, or the folder holds none.
+    """
+    with _explained(_model_folder(path_or_hub_id)) as source:
+        model = AutoModelForCausalLM.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+    tokenizer = load_tokenizer(path_or_hub_id)
+    return give_thoughts(model, tokenizer), tokenizer
+
+
+def _model_folder(path_or_hub_id: str | Path) -> str:
+    """The model inside a run folder; anything else as it is."""
+    inside = Path(path_or_hub_id) / "model"
+    return str(inside if (inside / "config.json").exists() else path_or_hub_id)
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[str]:
+    """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
+    try:
+        yield source
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot load a model from {source!r}: {reason} "
+            "Give a folder with config.json, model.safetensors and tokenizer.json, or the id of a model on the Hub."
+        ) from error
+
+
+def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
+    """The thought settings that a model carries in its config.
+
+    Raises:
+        ModelError: the model has none; `give_thoughts` was never called on it.
+    """
+    saved = getattr(model.config, "thoughts", None)
+    if not saved:
+        raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
+    return ThoughtSettings(**saved)
+
+
+def _suppress(model: PreTrainedModel, token_ids: list[int]) -> None:
+    """Never let the model write a thought as a word: its placeholder would have no hidden state to read."""
+    generation = model.generation_config
+    if generation is not None:
+        generation.suppress_tokens = sorted({*(generation.suppress_tokens or []), *token_ids})
+
+
+def _check_head(model: Any) -> None:
+    """Refuse a model whose logits are more than one matrix product: our gathered loss would be wrong in silence."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    head = model.get_output_embeddings()
+    name = type(model).__name__
+    if decoder is None or decoder is model or head is None:
+        raise ModelError(f"{name} has no decoder apart from its head; cocot needs a causal language model that has.")
+    ids = torch.arange(3, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        same = torch.equal(model(input_ids=ids).logits, head(decoder(input_ids=ids).last_hidden_state))
+    model.train(was_training)
+    if not same:
+        raise ModelError(f"the head of {name} does more than a matrix product (soft caps, scales); not supported yet.")
+
+
+def _thinking_class(original: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The subclass of `original` that thinks; made once and registered in this module, so that it pickles.
+
+    It keeps the original's `__name__`, because Hugging Face writes that into `architectures` of a saved config.
+    """
+    qualified = f"Thinking{original.__name__}"
+    module = sys.modules[__name__]
+    known = vars(module).get(qualified)
+    if known is None or known.__mro__[2] is not original:
+        body = {"__module__": __name__, "__qualname__": qualified, "__doc__": original.__doc__}
+        known = type(original.__name__, (Thoughts, original), body)
+        setattr(module, qualified, known)
+    return cast(type[PreTrainedModel], known)
+
+
+def __getattr__(name: str) -> Any:
+    """Find a thinking class by name in a fresh process that unpickles one."""
+    if name.startswith("Thinking"):
+        import transformers
+
+        original = getattr(transformers, name.removeprefix("Thinking"), None)
+        if original is not None:
+            return _thinking_class(original)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _check_thinkable(model: Any, is_latent: Tensor, attention_mask: Any, cache: Any) -> None:
+    """Refuse what would give wrong numbers in silence."""
+    if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+        raise ModelError(
+            "gradient checkpointing drops the cache that thoughts are read from; "
+            "call model.gradient_checkpointing_disable()."
+        )
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise ModelError(f"thoughts need a DynamicCache, not {type(cache).__name__}; leave cache_implementation unset.")
+    orphans = is_latent[:, :1]
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        kept = attention_mask[:, -is_latent.shape[1] :].bool()
+        orphans = torch.cat([orphans, is_latent[:, 1:] & kept[:, 1:] & ~kept[:, :-1]], dim=1)
+    if bool(orphans.any()):
+        raise ModelError(
+            "a thought stands first in its row (or in this call's chunk): it is the hidden state of the token before it. "
+            "Put a token before the first <|latent|>; with a cache, pass the thoughts in one call with the prompt."
+        )
+
+
+def _positions(input_ids: Tensor, attention_mask: Any, num_past: int) -> Tensor:
+    """Positions that count each row's own tokens, (batch, columns): left padding must not shift them."""
+    num_columns = input_ids.shape[1]
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        counted = attention_mask.long().cumsum(dim=1) - 1
+        return counted.clamp(min=0)[:, -num_columns:]
+    return torch.arange(num_past, num_past + num_columns, device=input_ids.device).expand(input_ids.shape)
+
+
+def _gathered_loss(model: Any, hidden: Tensor, labels: Tensor, num_items: Any) -> Tensor:
+    """Hugging Face's loss with the head run on labelled positions only: frees batch x columns x vocabulary logits."""
+    targets = labels[:, 1:].to(hidden.device)
+    labelled = targets != -100
+    logits = model.get_output_embeddings()(hidden[:, :-1][labelled])
+    return cast(
+        Tensor,
+        model.loss_function(
+            logits=logits,
+            labels=None,
+            shift_labels=targets[labelled],
+            vocab_size=logits.shape[-1],
+            num_items_in_batch=num_items,
+        ),
+    )

@@ -1,0 +1,84 @@
+"""Optimizers by name: AdamW, or Muon for the decoder's weight matrices with AdamW for the rest.
+
+In: a model and a `TrainConfig`. Out: one `torch.optim.Optimizer`, which any scheduler and checkpoint can handle.
+Read next: `training.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from cocot.config import TrainConfig
+
+_ADAM_BETA1 = 0.9
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, factor: float = 1.0) -> Optimizer:
+    """The recipe's optimizer, with its learning rates multiplied by `factor`."""
+    betas = (_ADAM_BETA1, config.adam_beta2)
+    rate, decay = config.learning_rate * factor, config.weight_decay
+    if config.optimizer == "adamw":
+        return AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=decay)
+    matrices = _block_matrices(model)
+    chosen = set(map(id, matrices))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    muon = Muon(matrices, lr=config.muon_learning_rate * factor, weight_decay=decay)
+    return Together(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay))
+
+
+def _block_matrices(model: Any) -> list[Tensor]:
+    """The two-dimensional weights inside the decoder's blocks: neither embeddings nor the head."""
+    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    tables.update(id(module.weight) for module in embeddings)
+    return [parameter for parameter in model.parameters() if parameter.dim() == 2 and id(parameter) not in tables]
+
+
+class Together(Optimizer):
+    """Several optimizers as one: their groups side by side, each stepped by its own."""
+
+    def __init__(self, *parts: Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        # the very groups of the parts: what a scheduler writes here, they read
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step every part."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' states, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore every part; its groups keep their identity here."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def forget(optimizer: Optimizer) -> None:
+    """Drop every moment; rates stay."""
+    for part in getattr(optimizer, "parts", [optimizer]):
+        part.state.clear()
+
+
+def inherit(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of an earlier stage's optimizer; the rates stay those of `optimizer`."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.pop("initial_lr", None)  # else the stage's schedule would start from the old stage's rate
+        group.update(settings)

@@ -1,0 +1,217 @@
+"""The run folder: what a run leaves on disk, and how it is found again.
+
+    config.yaml      the resolved recipe          run.json       versions, commit, seed, data fingerprint
+    state.json       finished stages              metrics.jsonl  every log entry
+    stages/<name>/checkpoint-<step>/              best/          the last stage's best model so far
+    model/           the result: a plain Hugging Face folder
+
+Files are written beside their place and then renamed, so a kill leaves the old one or the new one. A checkpoint folder
+counts only once its `complete` file is there.
+Read next: `training.py`, which fills it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cocot.config import RunConfig
+from cocot.errors import RunError
+from cocot.tasks.problem import Problem
+
+_COMPLETE = "complete"
+_PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.model = self.path / "model"
+        self.best = self.path / "best"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def open(self, config: RunConfig) -> None:
+        """Make the folder, or take up the run that lies in it.
+
+        Raises:
+            RunError: the folder belongs to a run with other settings (the message lists them), or is in use.
+        """
+        resolved = json.loads(json.dumps(asdict(config)))
+        file = self.path / "config.yaml"
+        if file.exists():
+            difference = _difference(yaml.safe_load(file.read_text()), resolved)
+            if difference:
+                raise RunError(
+                    f"{self.path} belongs to another run: {'; '.join(difference)}. "
+                    "Choose another --out folder, or go back to the settings of this one."
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and holds no run. Choose another --out folder.")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(file, yaml.safe_dump(resolved, sort_keys=False))
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is training in {self.path}; wait for it, or stop it.") from None
+
+    def describe(self, config: RunConfig, fingerprint: str) -> None:
+        """Write down where the run's numbers come from.
+
+        Raises:
+            RunError: the run was begun on other data.
+        """
+        file = self.path / "run.json"
+        if file.exists():
+            known = json.loads(file.read_text())["data_fingerprint"]
+            if known != fingerprint:
+                raise RunError(
+                    f"{self.path} was begun on other data (fingerprint {known[:12]}, now {fingerprint[:12]}). "
+                    "Put the old data back, or choose another --out folder."
+                )
+            return
+        write_json(file, {"seed": config.seed, "data_fingerprint": fingerprint, **environment()})
+
+    def finished_stages(self) -> list[dict[str, Any]]:
+        """The stages that are done, in order: name, epochs, accuracy, checkpoint (relative to the folder)."""
+        file = self.path / "state.json"
+        return list(json.loads(file.read_text())["finished_stages"]) if file.exists() else []
+
+    def finish_stage(self, entry: dict[str, Any]) -> None:
+        """Append a stage to those that are done."""
+        write_json(self.path / "state.json", {"finished_stages": [*self.finished_stages(), entry]})
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / "stages" / name
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append an entry to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The entries of metrics.jsonl; a line that is cut off is left out."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        return [entry for entry in map(_entry, lines) if entry is not None]
+
+    def rewind_log(self, stage: str, step: int) -> None:
+        """Drop the entries of `stage` after `step`: a resumed run will log them again."""
+        kept = [entry for entry in self.read_log() if entry["stage"] != stage or entry["step"] <= step]
+        write_text(self.metrics, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except json.JSONDecodeError:
+        return None
+
+
+def complete_checkpoints(stage: Path) -> list[Path]:
+    """The checkpoints of a stage that were written to the end, oldest first."""
+    whole = [marker.parent for marker in stage.glob(f"checkpoint-*/{_COMPLETE}")]
+    return sorted(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Declare a checkpoint whole."""
+    write_text(checkpoint / _COMPLETE, "")
+
+
+def prune_checkpoints(stage: Path, keep: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints of a stage, and every half-written one."""
+    kept = complete_checkpoints(stage)[-keep:]
+    for folder in stage.glob("checkpoint-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `folder` once it is whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of a JSON document."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """The sha256 of problems, in order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps(problem.to_json(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit: the block for bug reports."""
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """The commit of the source, with `+` for uncommitted changes; None for an installed package."""
+    here = Path(__file__).parent
+    call = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
+        )
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if tracked.returncode == 0 and done.returncode == 0 else None
+
+
+def _difference(old: Any, new: Any, path: str = "") -> list[str]:
+    """The settings in which two resolved configs differ, as `path: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = dict.fromkeys([*old, *new])
+        pairs = ((name, f"{path}.{name}" if path else name) for name in names)
+        return [line for name, sub in pairs for line in _difference(old.get(name), new.get(name), sub)]
+    return [] if old == new else [f"{path} was {old!r}, is now {new!r}"]

@@ -1,0 +1,77 @@
+"""A model and a tokenizer from nothing: any Hugging Face architecture, a vocabulary of the task's own words.
+
+In: an `InitConfig` and problems. Out: a randomly initialised causal language model and a word-level tokenizer, both
+ordinary Hugging Face objects that save and load like any other.
+
+    tokenizer = build_tokenizer(problems)
+    model = build_model(InitConfig(architecture="llama", layers=2, width=128, heads=2), tokenizer)
+
+Read next: `model.py` (thoughts for that model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from cocot.config import InitConfig
+from cocot.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
+from cocot.errors import ConfigError
+from cocot.tasks.problem import Problem
+
+_PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
+_MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
+
+
+def build_tokenizer(problems: Iterable[Problem]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
+
+    Words are what white space parts; `.`, `?` and `,` are words of their own.
+    """
+    splitter = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(pattern=Regex("[.?,]"), behavior="isolated")]
+    )
+    words = {ANSWER_MARK}
+    for problem in problems:
+        text = " ".join((problem.question, *problem.steps, problem.answer))
+        words.update(word for word, _ in splitter.pre_tokenize_str(text))
+    vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words)])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    backend.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        eos_token=_END_OF_TEXT,
+        additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A randomly initialised causal language model of the vocabulary of `tokenizer`; seed torch before.
+
+    Raises:
+        ConfigError: Hugging Face has no such architecture, or it has no such setting.
+    """
+    shape = {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": init.layers,
+        "hidden_size": init.width,
+        "num_attention_heads": init.heads,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        config = AutoConfig.for_model(init.architecture, **shape, **init.settings)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"cannot build model.init {init}: {str(error).strip().splitlines()[0]}") from error
+    if init.embedding_std is not None:
+        nn.init.normal_(model.get_input_embeddings().weight, std=init.embedding_std)
+    return model

@@ -1,0 +1,302 @@
+"""One stage of training: a `transformers.Trainer` that answers questions to validate, and never loses its last good state.
+
+In: a model, the stage's data, validation problems. Out: checkpoints in the stage's folder, log entries, the best model.
+Read next: `training.py`, which makes one of these a stage.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from cocot.batching import EpochSampler, StageData, collate
+from cocot.config import TrainConfig
+from cocot.errors import RunError
+from cocot.evaluation import evaluate, summarise
+from cocot.optimizers import build_optimizer, forget, inherit
+from cocot.plan import Batches, PlannedStage
+from cocot.runs import RunFolder, mark_complete, prune_checkpoints, replaced
+from cocot.tasks.problem import Problem, Task
+
+_KEPT_CHECKPOINTS = 2
+ACCURACY = "eval_accuracy"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a stage is measured on.
+
+    Attributes:
+        task: Grades the answers.
+        problems: Never seen in training, never test data.
+        num_thoughts: Thoughts before each answer at this stage.
+    """
+
+    task: Task
+    problems: Sequence[Problem]
+    num_thoughts: int
+
+
+class StageTrainer(Trainer):
+    """The Trainer of one stage.
+
+    Validation generates answers; the optimizer is the recipe's; a checkpoint is written at the end of an epoch after
+    its validation, every `save_steps`, and on an interrupt.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        planned: PlannedStage,
+        data: StageData,
+        validation: Validation,
+        config: TrainConfig,
+        batches: Batches,
+        run: RunFolder,
+        seed: int,
+        keeps_best: bool,
+        inherited_optimizer: Path | None,
+    ) -> None:
+        """Prepare the stage.
+
+        Args:
+            model: A model that was given thoughts.
+            tokenizer: Its tokenizer.
+            planned: The stage.
+            data: Its problems.
+            validation: What it is measured on.
+            config: The optimizer's settings.
+            batches: How the recipe's batch is reached.
+            run: The run's folder.
+            seed: Seeds order and dropout.
+            keeps_best: Whether the best model goes to the run's `best/`.
+            inherited_optimizer: State file of the optimizer of the stage before; None to begin without moments.
+        """
+        self.planned, self.data, self.config = planned, data, config
+        self._validation, self._run, self._keeps_best = validation, run, keeps_best
+        self._inherited = inherited_optimizer
+        self.steps_per_epoch = len(data) // config.batch_size
+        super().__init__(
+            model=model,
+            args=_arguments(planned, config, batches, run.stage(planned.stage.name), seed),
+            train_dataset=data,
+            data_collator=partial(collate, pad_id=_pad_id(tokenizer)),
+            processing_class=tokenizer,
+            callbacks=[Journal(run, planned.stage.name)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.pace = Pace(self)
+        self.add_callback(self.pace)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer at this stage's rates."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.config, self.planned.learning_rate_factor)
+            if self._inherited is not None:
+                inherit(self.optimizer, torch.load(self._inherited, map_location="cpu", weights_only=True))
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(self.data, str(self.args.seed), self.config.batch_size)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Hugging Face's step; stops at a loss that is not a number, before the weights take it in."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss.item()} in {self.planned.stage.name} at step {self.state.global_step + 1}; the last "
+                f"good state is kept in {self.args.output_dir}. Lower train.learning_rate or train.max_grad_norm."
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
+        began = time.perf_counter()
+        records = evaluate(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self._validation.task,
+            self._validation.problems,
+            num_thoughts=self._validation.num_thoughts,
+            batch_size=self.config.eval_batch_size,
+            max_new_tokens=self.config.eval_max_new_tokens,
+        )
+        summary = summarise(records)
+        best_before = max((entry.get(ACCURACY, -1.0) for entry in self.state.log_history), default=-1.0)
+        if self._keeps_best and summary.accuracy > best_before and self.is_world_process_zero():
+            with replaced(self._run.best) as folder:
+                # not Trainer.save_model, which adds a pickle
+                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+                self.processing_class.save_pretrained(folder)
+        metrics = {
+            ACCURACY: summary.accuracy,
+            "eval_tokens": summary.tokens,
+            "eval_seconds": time.perf_counter() - began,
+        }
+        self.log(dict(metrics))
+        if self.planned.is_over(self.state.epoch, summary.accuracy):
+            self.control.should_training_stop = True
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                mark_complete(folder)
+                prune_checkpoints(folder.parent, keep=_KEPT_CHECKPOINTS)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(
+                f"could not write {folder}: {error}. Is the disk full? The checkpoint before it is kept; "
+                "make room and give the same command again."
+            ) from error
+
+
+class Pace(TrainerCallback):
+    """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
+
+    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one stops at once.
+    """
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._trainer = trainer
+        self.is_interrupted = False
+
+    def _at_epoch_end(self, state: TrainerState) -> bool:
+        return state.global_step % self._trainer.steps_per_epoch == 0
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Turn the data to this epoch."""
+        trainer = self._trainer
+        trainer.data.set_epoch(state.global_step // trainer.steps_per_epoch)
+        if trainer.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
+            forget(trainer.optimizer.optimizer)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
+        is_due = self.is_interrupted or state.global_step % self._trainer.config.save_steps == 0
+        control.should_save = is_due and not self._at_epoch_end(state)
+        control.should_training_stop |= self.is_interrupted
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Validate and save, unless the epoch was cut short."""
+        if self._at_epoch_end(state):
+            control.should_evaluate = control.should_save = control.should_log = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals while the stage runs."""
+
+        def note(signal_number: int, frame: FrameType | None) -> None:
+            if self.is_interrupted:
+                raise KeyboardInterrupt
+            self.is_interrupted = True
+
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Journal(TrainerCallback):
+    """Every log entry to metrics.jsonl, and a progress bar with stage, loss, accuracy and time left."""
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._run, self._stage = run, stage
+        self._shown: dict[str, str] = {}
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar where the stage stands."""
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Write the entry down and show its loss and accuracy."""
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        self._run.log({"stage": self._stage, "step": state.global_step, **logs})
+        if "loss" in logs:
+            self._shown["loss"] = f"{logs['loss']:.3f}"
+        if ACCURACY in logs:
+            self._shown["accuracy"] = f"{logs[ACCURACY]:.1%}"
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _arguments(
+    planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=planned.stage.num_epochs,
+        per_device_train_batch_size=batches.per_device,
+        gradient_accumulation_steps=batches.accumulation,
+        learning_rate=config.learning_rate * planned.learning_rate_factor,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        bf16=uses_bf16(config),
+        use_cpu=config.device == "cpu",
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=config.report_to or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+def uses_bf16(config: TrainConfig) -> bool:
+    """Whether to autocast: as the recipe says, by default on a GPU that has bfloat16."""
+    if config.bf16 is not None:
+        return config.bf16
+    return config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)

@@ -1,0 +1,25 @@
+"""The tasks that cocot knows by name.
+
+problems = cocot.tasks.get("prosqa").generate(1000, seed=0, mode="released")
+"""
+
+from __future__ import annotations
+
+from cocot.errors import ConfigError
+from cocot.tasks.problem import Graph, Problem, Task
+from cocot.tasks.prosqa import ProsQA
+
+__all__ = ["TASKS", "Graph", "Problem", "Task", "get"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (ProsQA(),)}
+
+
+def get(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}.")
+    return TASKS[name]

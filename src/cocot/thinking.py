@@ -1,0 +1,84 @@
+"""The only recurrence of the project: run a decoder over a sequence that holds thoughts.
+
+A *continuous thought* is the last hidden state (after the decoder's final norm) at one position, used as the input
+embedding of the next position (arXiv 2412.06769, section 3). Training, generation and probing all call `think`.
+
+In: input embeddings, a mask of the latent positions, masks and positions as the decoder takes them.
+Out: the last hidden state of every position, and the cache.
+
+    hidden = think(model.get_decoder(), embeddings, is_latent, attention_mask=mask, position_ids=positions,
+                   cache=DynamicCache(config=model.config))
+
+Read next: `model.py`, which puts `think` behind a Hugging Face model's own `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+Mask = Tensor | Mapping[str, Tensor | None] | None
+
+
+def think(
+    decoder: nn.Module,
+    inputs_embeds: Tensor,
+    is_latent: Tensor,
+    *,
+    cache: DynamicCache,
+    attention_mask: Mask = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Run `decoder` with every latent position fed by the hidden state of the position before it.
+
+    The columns that are latent in any row split the sequence into segments. The decoder reads segment after segment
+    with one growing cache, so a row's numbers do not depend on where the splits of its batch mates are.
+
+    Args:
+        decoder: Decoder without its language-modelling head.
+        inputs_embeds: Token embeddings, (batch, columns, width). Those at latent positions are not read.
+        is_latent: True where a thought is the input, (batch, columns), bool. Column 0 must be False.
+        cache: Keys and values of the columns before these (may be empty); grows by `columns`.
+        attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
+            a layer type. It covers past and current columns.
+        position_ids: (batch, columns); covers the current columns only.
+        **kwargs: Passed to every call of the decoder.
+
+    Returns:
+        The hidden state after the final norm at every position, (batch, columns, width).
+    """
+    num_past = cache.get_seq_length()
+    splits = is_latent.any(dim=0).nonzero().flatten().tolist()
+    assert 0 not in splits, "column 0 has no hidden state before it"
+    hidden: list[Tensor] = []
+    for start, end in pairwise([0, *splits, inputs_embeds.shape[1]]):
+        segment = inputs_embeds[:, start:end]
+        if hidden:
+            thought = hidden[-1][:, -1:].to(segment.dtype)
+            first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
+            segment = torch.cat([first, segment[:, 1:]], dim=1)
+        output = decoder(
+            inputs_embeds=segment,
+            attention_mask=_columns(attention_mask, start, end, num_past),
+            position_ids=None if position_ids is None else position_ids[:, start:end],
+            past_key_values=cache,
+            use_cache=True,
+            **kwargs,
+        )
+        hidden.append(output.last_hidden_state)
+    return torch.cat(hidden, dim=1)
+
+
+def _columns(mask: Mask, start: int, end: int, num_past: int) -> Mask:
+    """The part of `mask` that a decoder needs for columns `start` to `end`, with all that came before."""
+    if isinstance(mask, Mapping):
+        return {kind: _columns(part, start, end, num_past) for kind, part in mask.items()}  # type: ignore[misc]
+    if mask is None or mask.dim() == 2:
+        return None if mask is None else mask[:, : num_past + end]
+    return mask[:, :, start:end, : num_past + end]

@@ -1,0 +1,226 @@
+"""A run: data, model, one `StageTrainer` a stage with the same model object, and the result in the run folder.
+
+In: a `RunConfig` and a folder. Out: a filled run folder (see `runs.py`) with the trained model in `model/`.
+
+    train(config, "runs/mine")      # the same call again goes on where it stopped
+
+Training validates by answering questions, never on test data. A stage ends by the clock or on accuracy; the best model
+is picked within the last stage.
+Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+
+from cocot import tasks
+from cocot.batching import StageData
+from cocot.config import RunConfig
+from cocot.curriculum import SPECIAL_TOKENS, Encoder, tokenize
+from cocot.errors import ConfigError, Interrupted
+from cocot.model import add_missing, add_tokens, give_thoughts, load, load_tokenizer
+from cocot.plan import Batches, PlannedStage, num_thoughts, plan, split_batch
+from cocot.runs import RunFolder, complete_checkpoints, fingerprint, prune_checkpoints, replaced
+from cocot.scratch import build_model, build_tokenizer
+from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
+from cocot.tasks.files import read_problems
+from cocot.tasks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Data:
+    """The problems of a run.
+
+    Attributes:
+        valid: For validation.
+        train: Problems of a stage and an epoch: `train(planned, epoch)`.
+    """
+
+    valid: Sequence[Problem]
+    train: Callable[[PlannedStage, int], Sequence[Problem]]
+
+
+def train(config: RunConfig, folder: str | Path) -> RunFolder:
+    """Train, or go on with a run that was stopped; a finished run is left as it is.
+
+    Args:
+        config: The recipe.
+        folder: The run folder; made if it is not there.
+
+    Returns:
+        The run folder; its `model` holds the result.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        DataError: a problem cannot be used.
+        ModelError: the model cannot think.
+        RunError: the folder belongs to another run, the loss is not a number, or the disk is full.
+        Interrupted: a signal came; the same call goes on.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = split_batch(config.train.batch_size, config.train.device_batch_size, world_size)
+    stages = plan(config)
+    data = prepare_data(config)
+    first = data.train(stages[0], 0)
+    if len(first) < config.train.batch_size:
+        raise ConfigError(
+            f"an epoch of {len(first)} problems holds no batch of {config.train.batch_size}; "
+            "lower train.batch_size or give more problems."
+        )
+    run = RunFolder(folder)
+    run.open(config)
+    run.describe(config, fingerprint([*first, *data.valid]))
+    if run.model.exists():
+        return run
+    _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
+    model, tokenizer = prepare_model(config, [*first, *data.valid], run)
+    encoder = Encoder(config.curriculum, tokenizer)
+    model.config.thoughts = encoder.settings.to_json()
+    while len(run.finished_stages()) < len(stages):
+        _run_stage(config, stages, model, encoder, data, batches, run)
+    with replaced(run.model) as result:
+        shutil.copytree(run.best, result, dirs_exist_ok=True)
+    return run
+
+
+def prepare_data(config: RunConfig) -> Data:
+    """Read or generate the problems; generated ones depend on the seed, the stage and the epoch alone."""
+    settings = config.data
+    task = tasks.get(settings.task)
+
+    def generate(count: int, name: str, how: dict[str, Any]) -> list[Problem]:
+        return task.generate(count, seed=Random(f"{config.seed}/{name}").getrandbits(48), **how)
+
+    if settings.valid:
+        valid = read_problems(settings.valid)
+    else:
+        valid = generate(settings.num_valid, "valid", {**settings.generate, **settings.valid_generate})
+    if settings.train:
+        problems = read_problems(settings.train)
+        return Data(valid, lambda planned, epoch: problems)
+
+    def problems_of(planned: PlannedStage, epoch: int) -> list[Problem]:
+        kind = "easier" if planned.stage.name == "warmup" else "train"
+        name = f"{planned.stage.name}/{epoch}" if settings.fresh else kind
+        return generate(settings.num_train, name, planned.generate)
+
+    return Data(valid, problems_of)
+
+
+def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
+    """The run's tokenizer without its model: for a look at what will be trained on."""
+    if config.model.init is not None:
+        return build_tokenizer(problems)
+    assert config.model.path is not None
+    tokenizer = load_tokenizer(config.model.path)
+    add_missing(tokenizer, (*SPECIAL_TOKENS, *_filler(config)))
+    return tokenizer
+
+
+def prepare_model(
+    config: RunConfig, problems: Sequence[Problem], run: RunFolder | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model at the start of the first stage that is not done yet; `problems` make a vocabulary from scratch."""
+    set_seed(config.seed)
+    finished = run.finished_stages() if run else []
+    if run and finished:
+        return load(run.path / finished[-1]["checkpoint"])
+    if config.model.init is not None:
+        scratch = build_tokenizer(problems)
+        return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
+    assert config.model.path is not None
+    model, tokenizer = load(config.model.path)
+    add_tokens(model, tokenizer, _filler(config))
+    return model, tokenizer
+
+
+def _filler(config: RunConfig) -> tuple[str, ...]:
+    filler = config.curriculum.row.filler
+    return () if filler is None else (filler,)
+
+
+def _run_stage(
+    config: RunConfig,
+    stages: Sequence[PlannedStage],
+    model: PreTrainedModel,
+    encoder: Encoder,
+    data: Data,
+    batches: Batches,
+    run: RunFolder,
+) -> None:
+    """Train the first stage that is not done, from its newest whole checkpoint if it has one."""
+    number = len(run.finished_stages())
+    planned = _with_leftover(run, stages)
+    stage, tokenizer = planned.stage, encoder.tokenizer
+    earlier = run.path / run.finished_stages()[-1]["checkpoint"] / "optimizer.pt" if number else None
+    trainer = StageTrainer(
+        model=model,
+        tokenizer=tokenizer,
+        planned=planned,
+        data=StageData(
+            encoder,
+            stage,
+            f"{config.seed}/{stage.name}",
+            lambda epoch: [tokenize(problem, tokenizer) for problem in data.train(planned, epoch)],
+            getattr(model.config, "max_position_embeddings", None),
+        ),
+        validation=Validation(tasks.get(config.data.task), data.valid, num_thoughts(config, stage)),
+        config=config.train,
+        batches=batches,
+        run=run,
+        seed=config.seed + number,
+        keeps_best=number == len(stages) - 1,
+        inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
+    )
+    checkpoint = next(reversed(complete_checkpoints(run.stage(stage.name))), None)
+    run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
+    with trainer.pace.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not _finish_stage(run, stages):
+        assert trainer.pace.is_interrupted
+        raise Interrupted(
+            f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}."
+        )
+
+
+def _with_leftover(run: RunFolder, stages: Sequence[PlannedStage]) -> PlannedStage:
+    """The first stage that is not done; the last one gets the epochs that the others left by ending early."""
+    finished = run.finished_stages()
+    planned = stages[len(finished)]
+    if planned is not stages[-1]:
+        return planned
+    by_the_clock = sum(item.stage.num_epochs for item in stages)
+    left = by_the_clock - sum(entry["epochs"] for entry in finished)
+    return replace(planned, stage=replace(planned.stage, num_epochs=left))
+
+
+def _finish_stage(run: RunFolder, stages: Sequence[PlannedStage]) -> bool:
+    """Enter the current stage as finished if its newest checkpoint says that it is over."""
+    if len(run.finished_stages()) == len(stages):
+        return True
+    planned = _with_leftover(run, stages)
+    folder = run.stage(planned.stage.name)
+    checkpoint = next(reversed(complete_checkpoints(folder)), None)
+    if checkpoint is None:
+        return False
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    validated = [entry for entry in state.log_history if ACCURACY in entry and entry["step"] == state.global_step]
+    if not validated or not planned.is_over(validated[-1]["epoch"], validated[-1][ACCURACY]):
+        return False
+    prune_checkpoints(folder, keep=1)
+    entry = {
+        "name": planned.stage.name,
+        "epochs": round(validated[-1]["epoch"]),
+        "accuracy": validated[-1][ACCURACY],
+        "checkpoint": checkpoint.relative_to(run.path).as_posix(),
+    }
+    run.finish_stage(entry)
+    return True
