@@ -153,8 +153,8 @@ def _train(args: argparse.Namespace) -> int:
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
     if config.train.batch_size != recipe.train.batch_size:
         print(
-            f"cocot: warning: train.batch_size is {config.train.batch_size}, the recipe's is {recipe.train.batch_size}: "
-            "results will not compare. To save memory lower train.device_batch_size instead.",
+            f"cocot: warning: train.batch_size is {config.train.batch_size}, the recipe's is {recipe.train.batch_size}; "
+            "results will not compare. To save memory, lower train.device_batch_size instead.",
             file=sys.stderr,
         )
 

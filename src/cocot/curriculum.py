@@ -1,7 +1,7 @@
 """Method x stage x Problem -> token ids, labels and placeholders.
 
-Every method of the paper's Table 1 is one row of `METHODS` and a branch nowhere else. A row says two things: what stands
-in the place of removed reasoning (`filler`) and how reasoning is removed (`removal`).
+Every method of the paper's Table 1 is one row of `METHODS` and a branch nowhere else. A row says two things: what
+stands in the place of removed reasoning (`filler`) and how reasoning is removed (`removal`).
 
 In: a problem, a tokenizer, a stage. Out: an `Example`, ready for `batching.collate`.
 
@@ -182,7 +182,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
 
-    def convert_tokens_to_ids(self, tokens: str) -> int:
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Id of one token."""
 
 

@@ -129,7 +129,7 @@ def _read(tokens: list[int], num_thoughts: int, seconds: float, tokenizer: PreTr
     is_complete = tokenizer.eos_token_id in tokens
     if is_complete:
         tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-    output = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    output = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     text = output.rsplit(ANSWER_MARK, maxsplit=1)[-1].strip()
     return Answer(text, output, num_thoughts + len(tokens), num_thoughts, is_complete, seconds)
 

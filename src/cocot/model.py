@@ -172,13 +172,13 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     """
     source = tokenizer.encode("<<", add_special_tokens=False)[0]
     missing = add_missing(tokenizer, tokens)
-    tables = (model.get_input_embeddings, model.get_output_embeddings)
-    if len(tokenizer) > tables[0]().weight.shape[0]:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     with torch.no_grad():
-        for new in tokenizer.convert_tokens_to_ids(missing):
+        for token in missing:
             for table in tables:
-                table().weight[new] = table().weight[source]
+                table.weight[tokenizer.convert_tokens_to_ids(token)] = table.weight[source]
 
 
 def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
@@ -317,8 +317,8 @@ def _check_thinkable(model: Any, is_latent: Tensor, attention_mask: Any, cache: 
         orphans = torch.cat([orphans, is_latent[:, 1:] & kept[:, 1:] & ~kept[:, :-1]], dim=1)
     if bool(orphans.any()):
         raise ModelError(
-            "a thought stands first in its row (or in this call's chunk): it is the hidden state of the token before it. "
-            "Put a token before the first <|latent|>; with a cache, pass the thoughts in one call with the prompt."
+            "a thought stands first in its row, or first in this call: it is the hidden state of the token before it. "
+            "Put a token before the first <|latent|>; with a cache, pass thoughts and prompt in one call."
         )
 
 

@@ -1,4 +1,4 @@
-"""One stage of training: a `transformers.Trainer` that answers questions to validate, and never loses its last good state.
+"""One stage of training: a `transformers.Trainer` that validates by answering, and never loses its last good state.
 
 In: a model, the stage's data, validation problems. Out: checkpoints in the stage's folder, log entries, the best model.
 Read next: `training.py`, which makes one of these a stage.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -95,12 +95,13 @@ class StageTrainer(Trainer):
             inherited_optimizer: State file of the optimizer of the stage before; None to begin without moments.
         """
         self.planned, self.data, self.config = planned, data, config
+        self._tokenizer, self._folder = tokenizer, run.stage(planned.stage.name)
         self._validation, self._run, self._keeps_best = validation, run, keeps_best
         self._inherited = inherited_optimizer
         self.steps_per_epoch = len(data) // config.batch_size
         super().__init__(
             model=model,
-            args=_arguments(planned, config, batches, run.stage(planned.stage.name), seed),
+            args=_arguments(planned, config, batches, self._folder, seed),
             train_dataset=data,
             data_collator=partial(collate, pad_id=_pad_id(tokenizer)),
             processing_class=tokenizer,
@@ -113,9 +114,10 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer at this stage's rates."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model, self.config, self.planned.learning_rate_factor)
+            own = build_optimizer(cast(Any, self.model), self.config, self.planned.learning_rate_factor)
             if self._inherited is not None:
-                inherit(self.optimizer, torch.load(self._inherited, map_location="cpu", weights_only=True))
+                inherit(own, torch.load(self._inherited, map_location="cpu", weights_only=True))
+            self.optimizer = self.bare_optimizer = own
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -126,8 +128,9 @@ class StageTrainer(Trainer):
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss is {loss.item()} in {self.planned.stage.name} at step {self.state.global_step + 1}; the last "
-                f"good state is kept in {self.args.output_dir}. Lower train.learning_rate or train.max_grad_norm."
+                f"the loss is {loss.item()} in {self.planned.stage.name} at step {self.state.global_step + 1}; "
+                f"the last good state is kept in {self._folder}. "
+                "Lower train.learning_rate or train.max_grad_norm."
             )
         return loss
 
@@ -136,7 +139,7 @@ class StageTrainer(Trainer):
         began = time.perf_counter()
         records = evaluate(
             self.accelerator.unwrap_model(self.model),
-            self.processing_class,
+            self._tokenizer,
             self._validation.task,
             self._validation.problems,
             num_thoughts=self._validation.num_thoughts,
@@ -149,7 +152,7 @@ class StageTrainer(Trainer):
             with replaced(self._run.best) as folder:
                 # not Trainer.save_model, which adds a pickle
                 self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-                self.processing_class.save_pretrained(folder)
+                self._tokenizer.save_pretrained(folder)
         metrics = {
             ACCURACY: summary.accuracy,
             "eval_tokens": summary.tokens,
@@ -162,7 +165,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
         try:
@@ -196,7 +199,7 @@ class Pace(TrainerCallback):
         trainer = self._trainer
         trainer.data.set_epoch(state.global_step // trainer.steps_per_epoch)
         if trainer.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
-            forget(trainer.optimizer.optimizer)
+            forget(trainer.bare_optimizer)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
@@ -247,10 +250,9 @@ class Journal(TrainerCallback):
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the entry down and show its loss and accuracy."""
+        logs = kwargs["logs"]
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         self._run.log({"stage": self._stage, "step": state.global_step, **logs})

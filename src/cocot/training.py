@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
@@ -159,7 +159,7 @@ def _run_stage(
     """Train the first stage that is not done, from its newest whole checkpoint if it has one."""
     number = len(run.finished_stages())
     planned = _with_leftover(run, stages)
-    stage, tokenizer = planned.stage, encoder.tokenizer
+    stage, tokenizer = planned.stage, cast(PreTrainedTokenizerBase, encoder.tokenizer)
     earlier = run.path / run.finished_stages()[-1]["checkpoint"] / "optimizer.pt" if number else None
     trainer = StageTrainer(
         model=model,
