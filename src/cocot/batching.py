@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cocot.curriculum import IGNORED, Encoder, Example, Stage, Tokenized
+from cocot.curriculum import IGNORED, Encoder, Example, Stage, tokenize
 from cocot.errors import DataError
+from cocot.tasks.problem import Problem
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class StageData(Dataset[Example]):
         encoder: Encoder,
         stage: Stage,
         seed: str,
-        problems_of_epoch: Callable[[int], Sequence[Tokenized]],
+        problems_of_epoch: Callable[[int], Sequence[Problem]],
         max_length: int | None,
     ) -> None:
         """Serve `problems_of_epoch(epoch)`, encoded at `stage`.
@@ -65,7 +66,8 @@ class StageData(Dataset[Example]):
             encoder: Puts problems together.
             stage: The stage.
             seed: Names the stream of chance; differs from stage to stage.
-            problems_of_epoch: The problems of an epoch; must give the same for the same epoch, and always as many.
+            problems_of_epoch: The problems of an epoch, always as many. What it returns anew, the same object, is not
+                cut into tokens again.
             max_length: Tokens that the model can read; None for no limit.
 
         Raises:
@@ -73,14 +75,18 @@ class StageData(Dataset[Example]):
         """
         self._encoder, self._stage, self._seed = encoder, stage, seed
         self._problems_of_epoch, self._max_length = problems_of_epoch, max_length
+        self._source: Sequence[Problem] | None = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to the problems of `epoch`."""
         self.epoch = epoch
-        self._problems = self._problems_of_epoch(epoch)
-        if self._max_length is not None:
-            self._check_lengths(self._max_length)
+        problems = self._problems_of_epoch(epoch)
+        if problems is not self._source:
+            self._source = problems
+            self._problems = [tokenize(problem, self._encoder.tokenizer) for problem in problems]
+            if self._max_length is not None:
+                self._check_lengths(self._max_length)
 
     def __len__(self) -> int:
         """Problems an epoch."""
@@ -91,12 +97,8 @@ class StageData(Dataset[Example]):
         return self._encoder(self._problems[index], self._stage, random.Random(f"{self._seed}/{self.epoch}/{index}"))
 
     def _check_lengths(self, max_length: int) -> None:
-        """Refuse, never cut. Mixing reads earlier stages too, so the longest text a problem can make counts."""
-        extra = self._encoder.settings.num_thoughts + 2
-        lengths = [
-            len(problem.question) + extra + sum(map(len, problem.steps)) + len(problem.answer)
-            for problem in self._problems
-        ]
+        """Refuse, never cut."""
+        lengths = [self._encoder.longest(problem, self._stage) for problem in self._problems]
         too_long = sum(length > max_length for length in lengths)
         if too_long:
             raise DataError(

@@ -151,10 +151,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
-    if config.train.batch_size != recipe.train.batch_size:
+    size, meant = config.train.batch_size, recipe.train.batch_size
+    if size != meant:
         print(
-            f"cocot: warning: train.batch_size is {config.train.batch_size}, the recipe's is {recipe.train.batch_size}; "
-            "results will not compare. To save memory, lower train.device_batch_size instead.",
+            f"cocot: warning: train.batch_size is {size}, the recipe's is {meant}; results will not compare. "
+            "To save memory, lower train.device_batch_size instead.",
             file=sys.stderr,
         )
 

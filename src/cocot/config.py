@@ -93,6 +93,8 @@ class DataConfig:
     warmup: WarmupConfig | None = None
 
     def __post_init__(self) -> None:
+        for name in ("num_train", "num_valid"):
+            _check_at_least(1, f"data.{name}", getattr(self, name))
         if self.fresh and self.train:
             raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
         if self.warmup and self.train:
@@ -146,8 +148,15 @@ class TrainConfig:
     device: Literal["cpu"] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.device_batch_size < 1:
-            raise ConfigError("train.batch_size and train.device_batch_size must be at least 1.")
+        for name in ("batch_size", "device_batch_size", "eval_max_new_tokens", "eval_batch_size"):
+            _check_at_least(1, f"train.{name}", getattr(self, name))
+        for name in ("save_steps", "logging_steps"):
+            _check_at_least(1, f"train.{name}", getattr(self, name))
+
+
+def _check_at_least(low: int, name: str, value: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} is {value}; it must be at least {low}.")
 
 
 @dataclass(frozen=True)

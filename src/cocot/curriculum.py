@@ -7,7 +7,7 @@ In: a problem, a tokenizer, a stage. Out: an `Example`, ready for `batching.coll
 
     config = CurriculumConfig(method="coconut", max_stage=3, epochs_per_stage=5, final_epochs=10)
     encoder = Encoder(config, tokenizer)
-    example = encoder(tokenize(problem, tokenizer), schedule(config)[2], random.Random(0))
+    example = encoder(tokenize(problem, tokenizer), schedule(config)[2], Random(0))
 
 Layout (arXiv 2412.06769, section 4): question, newline, `<|start-latent|>` thoughts `<|end-latent|>`, the steps that
 are left, a line each, `### ` answer, end of text. Loss falls only on the text after the thoughts.
@@ -16,10 +16,10 @@ Read next: `batching.py` (examples -> tensors), `config.py` (the settings of a w
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
+from random import Random
 from typing import Any, Literal, Protocol
 
 from cocot.errors import ConfigError, DataError, ModelError
@@ -103,11 +103,19 @@ class CurriculumConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}; choose one of: {', '.join(METHODS)}.")
-        for name, low in (("thoughts_per_step", 1), ("max_stage", 0), ("epochs_per_stage", 1), ("final_epochs", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"curriculum.{name} is {getattr(self, name)}; it must be at least {low}.")
+        lows = {"thoughts_per_step": 1, "max_stage": 0, "epochs_per_stage": 1, "first_epochs": 0, "final_epochs": 0}
+        for name, low in {**lows, "icot_tokens_per_stage": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"curriculum.{name} is {value}; it must be at least {low}.")
         if not 0 <= self.stage_mix <= 1:
             raise ConfigError(f"curriculum.stage_mix is {self.stage_mix}; it is a probability between 0 and 1.")
+        if self.advance_at is not None and not 0 <= self.advance_at <= 1:
+            raise ConfigError(f"curriculum.advance_at is {self.advance_at}; it is an accuracy between 0 and 1.")
+        if self.icot_smoothing <= 0:
+            raise ConfigError(f"curriculum.icot_smoothing is {self.icot_smoothing}; it must be above 0.")
+        if not schedule(self):
+            raise ConfigError("the curriculum has no epochs; set max_stage, first_epochs or final_epochs above 0.")
 
     @property
     def row(self) -> Method:
@@ -284,7 +292,7 @@ class Encoder:
         )
         object.__setattr__(self, "settings", settings)
 
-    def __call__(self, problem: Tokenized, stage: Stage, draw: random.Random) -> Example:
+    def __call__(self, problem: Tokenized, stage: Stage, draw: Random) -> Example:
         """Encode a problem at `stage`, or at an earlier one with probability `stage_mix`.
 
         Args:
@@ -302,10 +310,24 @@ class Encoder:
                 "remove such problems or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
             )
         index, is_final = stage.index, stage.is_final
-        if self.config.stage_mix and row.removal in ("steps", "tokens") and draw.random() < self.config.stage_mix:
+        if self.mixes and draw.random() < self.config.stage_mix:
             num_earlier = index + 1 if is_final else index
             if num_earlier:
                 index, is_final = draw.randrange(num_earlier), False
+        return self._encode(problem, index, is_final, draw)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a stage may read earlier ones."""
+        return self.config.stage_mix > 0 and self.config.row.removal in ("steps", "tokens")
+
+    def longest(self, problem: Tokenized, stage: Stage) -> int:
+        """Most tokens that a problem can take at `stage`."""
+        earlier = range(stage.index + stage.is_final) if self.mixes else ()
+        lengths = [len(self._encode(problem, index, False, Random(0)).input_ids) for index in earlier]
+        return max(*lengths, len(self._encode(problem, stage.index, stage.is_final, Random(0)).input_ids), 0)
+
+    def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
         num_thoughts = self._num_thoughts(len(problem.steps), index)
         start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
         text = [*self._steps_left(problem, index, is_final, draw), *problem.answer]
@@ -317,7 +339,7 @@ class Encoder:
         replaced = index if self.config.pad_thoughts else min(index, num_steps)
         return replaced * self.config.thoughts_per_step
 
-    def _steps_left(self, problem: Tokenized, index: int, is_final: bool, draw: random.Random) -> list[int]:
+    def _steps_left(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> list[int]:
         if is_final:
             return []
         if self.config.row.removal == "tokens":
@@ -326,7 +348,7 @@ class Encoder:
         num_removed = index if self.config.row.removal == "steps" else 0
         return list(chain.from_iterable(problem.steps[num_removed:]))
 
-    def _smoothing(self, index: int, draw: random.Random) -> int:
+    def _smoothing(self, index: int, draw: Random) -> int:
         """Further tokens that icot removes: a geometric draw (arXiv 2405.14838, section 3)."""
         if index == 0:
             return 0

@@ -123,12 +123,12 @@ class Thoughts:
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         kept = hidden if isinstance(keep, int) else hidden[:, keep]
         logits = model.get_output_embeddings()(kept)
-        loss = None
+        full_loss = None
         if labels is not None:
-            loss = model.loss_function(
+            full_loss = model.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept_cache)
+        return CausalLMOutputWithPast(loss=full_loss, logits=logits, past_key_values=kept_cache)
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -157,8 +157,8 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         )
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
-        model.config.thoughts = ThoughtSettings(tokenizer.convert_tokens_to_ids(LATENT)).to_json()
-    _suppress(model, [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS])
+        model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
+    _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
         _check_head(model)
         model.__class__ = _thinking_class(type(model))
@@ -174,11 +174,11 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     missing = add_missing(tokenizer, tokens)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tables: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables: tuple[Any, ...] = (model.get_input_embeddings(), cast(Any, model).get_output_embeddings())
     with torch.no_grad():
         for token in missing:
             for table in tables:
-                table.weight[tokenizer.convert_tokens_to_ids(token)] = table.weight[source]
+                table.weight[_token_id(tokenizer, token)] = table.weight[source]
 
 
 def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
@@ -250,6 +250,10 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     if not saved:
         raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
     return ThoughtSettings(**saved)
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    return cast(int, tokenizer.convert_tokens_to_ids(token))
 
 
 def _suppress(model: PreTrainedModel, token_ids: list[int]) -> None:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -44,6 +44,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.best = self.path / "best"
         self.metrics = self.path / "metrics.jsonl"
+        self._lock: TextIO | None = None
 
     def open(self, config: RunConfig) -> None:
         """Make the folder, or take up the run that lies in it.
@@ -69,7 +70,13 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise RunError(f"another process is training in {self.path}; wait for it, or stop it.") from None
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def describe(self, config: RunConfig, fingerprint: str) -> None:
         """Write down where the run's numbers come from.
@@ -167,6 +174,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a JSON document."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    """The error to raise when a file of a run could not be written."""
+    reason = " ".join(str(error).split())
+    return RunError(
+        f"could not write {path}: {reason}. Is the disk full? What was saved before is kept; "
+        "make room and give the same command again."
+    )
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

@@ -12,6 +12,7 @@ Read next: `model.py` (thoughts for that model).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -42,14 +43,16 @@ def build_tokenizer(problems: Iterable[Problem]) -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words)])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    tokenizer: PreTrainedTokenizerFast = made(
         tokenizer_object=backend,
         pad_token=_PAD,
         unk_token=_UNKNOWN,
         eos_token=_END_OF_TEXT,
         additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
-        clean_up_tokenization_spaces=False,
+        clean_up_tokenization_spaces=True,
     )
+    return tokenizer
 
 
 def build_model(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -69,9 +72,10 @@ def build_model(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     }
     try:
         config = AutoConfig.for_model(init.architecture, **shape, **init.settings)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        auto: Any = AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"cannot build model.init {init}: {str(error).strip().splitlines()[0]}") from error
     if init.embedding_std is not None:
-        nn.init.normal_(model.get_input_embeddings().weight, std=init.embedding_std)
+        nn.init.normal_(cast(Any, model.get_input_embeddings()).weight, std=init.embedding_std)
     return model

@@ -36,7 +36,7 @@ from cocot.errors import RunError
 from cocot.evaluation import evaluate, summarise
 from cocot.optimizers import build_optimizer, forget, inherit
 from cocot.plan import Batches, PlannedStage
-from cocot.runs import RunFolder, mark_complete, prune_checkpoints, replaced
+from cocot.runs import RunFolder, cannot_write, mark_complete, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
 
 _KEPT_CHECKPOINTS = 2
@@ -149,10 +149,13 @@ class StageTrainer(Trainer):
         summary = summarise(records)
         best_before = max((entry.get(ACCURACY, -1.0) for entry in self.state.log_history), default=-1.0)
         if self._keeps_best and summary.accuracy > best_before and self.is_world_process_zero():
-            with replaced(self._run.best) as folder:
-                # not Trainer.save_model, which adds a pickle
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-                self._tokenizer.save_pretrained(folder)
+            try:
+                with replaced(self._run.best) as folder:
+                    # not Trainer.save_model, which adds a pickle
+                    self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+                    self._tokenizer.save_pretrained(folder)
+            except Exception as error:
+                raise cannot_write(self._run.best, error) from error
         metrics = {
             ACCURACY: summary.accuracy,
             "eval_tokens": summary.tokens,
@@ -168,17 +171,16 @@ class StageTrainer(Trainer):
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
+        self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process adds its random state
             if self.is_world_process_zero():
                 mark_complete(folder)
                 prune_checkpoints(folder.parent, keep=_KEPT_CHECKPOINTS)
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(
-                f"could not write {folder}: {error}. Is the disk full? The checkpoint before it is kept; "
-                "make room and give the same command again."
-            ) from error
+            raise cannot_write(folder, error) from error
 
 
 class Pace(TrainerCallback):
@@ -190,6 +192,14 @@ class Pace(TrainerCallback):
     def __init__(self, trainer: StageTrainer) -> None:
         self._trainer = trainer
         self.is_interrupted = False
+
+    def agree(self) -> bool:
+        """Whether any of the processes was interrupted: they must stop after the same step."""
+        accelerator = self._trainer.accelerator
+        if accelerator.num_processes > 1:
+            flags = accelerator.gather(torch.tensor([self.is_interrupted], device=accelerator.device))
+            self.is_interrupted = bool(flags.any())
+        return self.is_interrupted
 
     def _at_epoch_end(self, state: TrainerState) -> bool:
         return state.global_step % self._trainer.steps_per_epoch == 0
@@ -203,6 +213,7 @@ class Pace(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
+        self.agree()
         is_due = self.is_interrupted or state.global_step % self._trainer.config.save_steps == 0
         control.should_save = is_due and not self._at_epoch_end(state)
         control.should_training_stop |= self.is_interrupted

@@ -11,24 +11,28 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import torch.distributed as dist
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
 from cocot.batching import StageData
 from cocot.config import RunConfig
-from cocot.curriculum import SPECIAL_TOKENS, Encoder, tokenize
+from cocot.curriculum import SPECIAL_TOKENS, Encoder
 from cocot.errors import ConfigError, Interrupted
 from cocot.model import add_missing, add_tokens, give_thoughts, load, load_tokenizer
 from cocot.plan import Batches, PlannedStage, num_thoughts, plan, split_batch
-from cocot.runs import RunFolder, complete_checkpoints, fingerprint, prune_checkpoints, replaced
+from cocot.runs import RunFolder, cannot_write, complete_checkpoints, fingerprint, prune_checkpoints, replaced
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
 from cocot.tasks.files import read_problems
@@ -66,6 +70,8 @@ def train(config: RunConfig, folder: str | Path) -> RunFolder:
         Interrupted: a signal came; the same call goes on.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        PartialState(cpu=config.train.device == "cpu")  # joins the other processes
     batches = split_batch(config.train.batch_size, config.train.device_batch_size, world_size)
     stages = plan(config)
     data = prepare_data(config)
@@ -76,19 +82,51 @@ def train(config: RunConfig, folder: str | Path) -> RunFolder:
             "lower train.batch_size or give more problems."
         )
     run = RunFolder(folder)
-    run.open(config)
-    run.describe(config, fingerprint([*first, *data.valid]))
-    if run.model.exists():
-        return run
-    _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
-    model, tokenizer = prepare_model(config, [*first, *data.valid], run)
+
+    def open_folder() -> None:
+        run.open(config)
+        run.describe(config, fingerprint([*first, *data.valid]))
+        _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
+
+    try:
+        _once(open_folder)
+        if not run.model.exists():
+            _train_stages(config, stages, data, [*first, *data.valid], batches, run)
+    except OSError as error:
+        raise cannot_write(run.path, error) from error
+    finally:
+        run.close()
+    return run
+
+
+def _train_stages(
+    config: RunConfig,
+    stages: Sequence[PlannedStage],
+    data: Data,
+    problems: Sequence[Problem],
+    batches: Batches,
+    run: RunFolder,
+) -> None:
+    """Train every stage that is not done, then put the result in its place."""
+    model, tokenizer = prepare_model(config, problems, run)
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
     while len(run.finished_stages()) < len(stages):
         _run_stage(config, stages, model, encoder, data, batches, run)
-    with replaced(run.model) as result:
-        shutil.copytree(run.best, result, dirs_exist_ok=True)
-    return run
+
+    def copy_best() -> None:
+        with replaced(run.model) as result:
+            shutil.copytree(run.best, result, dirs_exist_ok=True)
+
+    _once(copy_best)
+
+
+def _once(act: Callable[[], Any]) -> None:
+    """Let the first process act, and the others wait until it has: a run folder has one writer."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        act()
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -107,10 +145,14 @@ def prepare_data(config: RunConfig) -> Data:
         problems = read_problems(settings.train)
         return Data(valid, lambda planned, epoch: problems)
 
+    @lru_cache(maxsize=1)
+    def named(name: str, how: str) -> list[Problem]:
+        return generate(settings.num_train, name, json.loads(how))
+
     def problems_of(planned: PlannedStage, epoch: int) -> list[Problem]:
         kind = "easier" if planned.stage.name == "warmup" else "train"
         name = f"{planned.stage.name}/{epoch}" if settings.fresh else kind
-        return generate(settings.num_train, name, planned.generate)
+        return named(name, json.dumps(planned.generate))
 
     return Data(valid, problems_of)
 
@@ -169,7 +211,7 @@ def _run_stage(
             encoder,
             stage,
             f"{config.seed}/{stage.name}",
-            lambda epoch: [tokenize(problem, tokenizer) for problem in data.train(planned, epoch)],
+            lambda epoch: data.train(planned, epoch),
             getattr(model.config, "max_position_embeddings", None),
         ),
         validation=Validation(tasks.get(config.data.task), data.valid, num_thoughts(config, stage)),
@@ -181,11 +223,14 @@ def _run_stage(
         inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
     )
     checkpoint = next(reversed(complete_checkpoints(run.stage(stage.name))), None)
-    run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
+    _once(lambda: run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1))
     with trainer.pace.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not _finish_stage(run, stages):
-        assert trainer.pace.is_interrupted
+    _once(lambda: _finish_stage(run, stages))
+    num_finished = len(run.finished_stages())
+    is_interrupted = trainer.pace.agree()
+    assert is_interrupted or num_finished > number
+    if is_interrupted and num_finished < len(stages):
         raise Interrupted(
             f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}."
         )

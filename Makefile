@@ -1,0 +1,31 @@
+# make demo   train four methods on a small search, evaluate them on the same problems, print the table
+# make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
+.PHONY: demo test lint bench clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?= 0
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("cocot needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/cocot compare demo --jobs 2 --out runs/demo --seed $(SEED)
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,91 @@
+"""Shared by all tests: tiny real models built in milliseconds, a tokenizer of the task's own words, the real data.
+
+Nothing here needs the network. Models are Hugging Face's own classes with random weights, so large that outputs depend
+on inputs; see `reference.py` for the slow oracle that they are compared with.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cocot.model import give_thoughts
+from cocot.scratch import build_tokenizer
+from cocot.tasks.prosqa import ProsQA
+
+torch.set_num_threads(1)
+
+_WIDTH = 32
+_DECODER = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+}
+_WINDOW = 4
+"""Columns that a sliding layer sees: fewer than any row of the tests holds."""
+
+CONFIGS = {
+    "gpt2": {
+        "n_embd": _WIDTH,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "initializer_range": 0.3,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "llama": _DECODER,
+    "qwen3": {**_DECODER, "head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {**_DECODER, "sliding_window": _WINDOW},
+    "qwen2": {  # one layer that slides and one that does not: masks reach it as a dict
+        **_DECODER,
+        "use_sliding_window": True,
+        "sliding_window": _WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+MODELS = tuple(CONFIGS)
+PROBLEMS = tuple(ProsQA().generate(24, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2, nodes=16))
+TOKENIZER = build_tokenizer(PROBLEMS)
+LATENT_ID = TOKENIZER.convert_tokens_to_ids("<|latent|>")
+
+
+def make_model(name, seed=0, attn_implementation="sdpa", dtype=torch.float32, **settings):
+    """A bare Hugging Face model of random weights, in `eval()` mode; the same for the same name and seed."""
+    ids = {"eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id, "bos_token_id": None}
+    config = AutoConfig.for_model(name, vocab_size=len(TOKENIZER), **ids, **{**CONFIGS[name], **settings})
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=dtype).eval()
+
+
+def make_thinker(name, seed=0, **settings):
+    """`make_model`, given thoughts."""
+    return give_thoughts(make_model(name, seed, **settings), TOKENIZER)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token a word of ProsQA; read it, do not change it."""
+    return TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets."""
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("COCOT_DATA", root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set COCOT_DATA to the folder that holds it")
+    return folder
