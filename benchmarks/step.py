@@ -24,8 +24,8 @@ from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.tasks import get
 
-ROUNDS = 15
-BATCH = 32
+ROUNDS = 7
+BATCH = 8
 THOUGHTS = 3
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, Interrupted):
             print(f"Go on with:\n  {shlex.join(['cocot', *(sys.argv[1:] if argv is None else argv)])}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("cocot: interrupted.", file=sys.stderr)
         return 130
@@ -144,6 +148,8 @@ def _train(args: argparse.Namespace) -> int:
     from cocot.training import train
 
     run = train(config, out)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first process speaks for all
     for entry in run.finished_stages():
         print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
     print(f"model: {run.model}")
@@ -162,7 +168,7 @@ def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
 
 def _dry_run(config: RunConfig) -> int:
     from cocot.plan import describe_encoding, describe_plan, plan
-    from cocot.training import prepare_data, prepare_tokenizer
+    from cocot.training import prepare_data, prepare_tokenizer, vocabulary_sample
 
     data = prepare_data(config)
     stages = plan(config)
@@ -170,7 +176,7 @@ def _dry_run(config: RunConfig) -> int:
     print(f"method {config.curriculum.method}: {config.curriculum.row.summary}\n")
     print(describe_plan(config, len(problems)), end="\n\n")
     longest = max(problems, key=lambda problem: len(problem.steps))
-    print(describe_encoding(config, longest, prepare_tokenizer(config, [*problems, *data.valid])))
+    print(describe_encoding(config, longest, prepare_tokenizer(config, vocabulary_sample(data, stages))))
     return 0
 
 
