@@ -29,7 +29,7 @@ _DECODER = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "initializer_range": 0.3,
+    "initializer_range": 0.15,
     "tie_word_embeddings": False,
 }
 _WINDOW = 4
@@ -41,7 +41,7 @@ CONFIGS = {
         "n_layer": 2,
         "n_head": 4,
         "n_positions": 128,
-        "initializer_range": 0.3,
+        "initializer_range": 0.15,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

@@ -1,17 +1,18 @@
 """The slow oracle: continuous thoughts written straight from the paper's definition, with nothing of cocot.
 
 One row, no padding, no mask, no cache. For n thoughts, n + 1 full forwards of the bare Hugging Face decoder, in which
-the placeholders found so far are replaced by the last hidden state of the position before (arXiv 2412.06769, section 3).
+the placeholders found so far are replaced by the last hidden state of the position before (arXiv 2412.06769,
+section 3).
 """
 
 import torch
 from torch.nn.functional import cross_entropy
 
 
-def hidden_states(model, ids, latent_id, detach=False, shift=None):
+def hidden_states(model, ids, latent_id, detach=False, shift=0.0):
     """Last hidden state of every position of one row, (columns, width).
 
-    `detach` and `shift` are wrong on purpose: thoughts without a gradient; a vector added to the first thought.
+    `detach` and `shift` are wrong on purpose: thoughts without a gradient; a first thought whose entries are off.
     """
     ids = torch.as_tensor(ids)
     embeds = list(model.get_input_embeddings()(ids))
@@ -19,7 +20,9 @@ def hidden_states(model, ids, latent_id, detach=False, shift=None):
     for number, position in enumerate((ids == latent_id).nonzero().flatten().tolist()):
         thought = decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0, position - 1]
         thought = thought.detach() if detach else thought
-        embeds[position] = thought + shift if shift is not None and number == 0 else thought
+        if shift and number == 0:
+            thought = thought + shift * (-1) ** torch.arange(len(thought))
+        embeds[position] = thought
     return decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0]
 
 

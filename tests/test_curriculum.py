@@ -44,7 +44,6 @@ NUM_DRAWS = 2000
 MAX_SHARE_ERROR = 0.05  # 4.5 standard errors of a share of a half in 2000 draws; the draws are seeded
 
 # What is read in front of the bar, what is learned behind it. `[` `]` `*` `~` for the start, end, latent, pause token.
-STEPS = ("is a b ? [ ] | a b b c c c d ### d ! .", "is a b ? [ {1} ] | b c c c d ### d ! .")
 CASES = {
     "cot": {"stage_0": "is a b ? | a b b c c c d ### d ! ."},
     "no_cot": {"final": "is a b ? | ### d ! ."},
@@ -178,7 +177,7 @@ def test_pad_thoughts_gives_short_problems_all_the_thoughts(pads: bool, num_thou
 
 def test_a_step_beyond_the_curriculum_stays_until_the_final_stage() -> None:
     """The last indexed stage keeps the steps it does not replace; only the final stage drops them all."""
-    config = config_of(max_stage=1) if False else replace(config_of(), max_stage=1)
+    config = replace(config_of(), max_stage=1)
     kept = encode(config, stage_of(config, "stage_1"))
     final = encode(config, stage_of(config, "final"))
     assert kept.num_thoughts == final.num_thoughts == 2

@@ -358,11 +358,11 @@ def test_labels_and_depths_follow_the_roots(law, deep):
 
 
 def test_persons_never_outnumber_their_names():
-    """A graph with more than 17 persons is drawn again: with 80 ids 17 come up, and never 18."""
+    """A graph with more than 17 persons is drawn again: with 150 ids 17 come up, and never 18."""
     rng = random.Random(4)
     persons = set()
     for _ in range(200):
-        draw = prosqa._grown(rng, prosqa._PAPER._replace(num_ids=80))
+        draw = prosqa._grown(rng, prosqa._PAPER._replace(num_ids=150))
         persons.add(draw.num_nodes - len({node for _, node in draw.edges}))
     assert max(persons) == 17
 

@@ -25,6 +25,7 @@ from cocot import tasks
 from cocot.config import RunConfig
 from cocot.errors import Interrupted, RunError
 from cocot.evaluation import evaluate, summarise, write_records
+from cocot.generation import answer
 from cocot.model import load
 from cocot.plan import num_steps
 from cocot.recipe_files import read_recipe
@@ -174,6 +175,7 @@ def _row(training: _Training, problems: Sequence[Problem]) -> dict[str, Any]:
     """Evaluate a trained model; its answers go beside it."""
     settings = training.config.train
     model, tokenizer = load(training.run.model)
+    answer(model, tokenizer, [problem.question for problem in problems[: settings.eval_batch_size]])  # warms up
     records = evaluate(
         model,
         tokenizer,

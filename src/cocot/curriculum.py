@@ -74,8 +74,8 @@ class CurriculumConfig:
             pause_as_thought.
         thoughts_per_step: Thoughts that replace one step (the paper's c).
         max_stage: Last stage that removes one step more than the stage before it.
-        epochs_per_stage: Epochs of each of the stages 1 to max_stage.
-        first_epochs: Epochs of stage 0, the chain of thought in words; null for epochs_per_stage.
+        epochs_per_stage: Epochs of each of the stages 1 to max_stage; or a list of them, one a stage.
+        first_epochs: Epochs of stage 0, the chain of thought in words; null for as many as stage 1.
         final_epochs: Epochs of the final stage, which keeps no text steps; 0 for no such stage.
         pad_thoughts: Whether a problem with fewer steps than the stage still gets all the stage's thoughts.
         stage_mix: Probability that an example is encoded at an earlier stage, drawn uniformly.
@@ -90,7 +90,7 @@ class CurriculumConfig:
     method: str = "coconut"
     thoughts_per_step: int = 1
     max_stage: int = 6
-    epochs_per_stage: int = 5
+    epochs_per_stage: int | list[int] = 5
     first_epochs: int | None = None
     final_epochs: int = 0
     pad_thoughts: bool = True
@@ -103,11 +103,16 @@ class CurriculumConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}; choose one of: {', '.join(METHODS)}.")
-        lows = {"thoughts_per_step": 1, "max_stage": 0, "epochs_per_stage": 1, "first_epochs": 0, "final_epochs": 0}
+        lows = {"thoughts_per_step": 1, "max_stage": 0, "first_epochs": 0, "final_epochs": 0}
         for name, low in {**lows, "icot_tokens_per_stage": 1}.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"curriculum.{name} is {value}; it must be at least {low}.")
+        if min(self.stage_epochs, default=1) < 1 or len(self.stage_epochs) != self.max_stage:
+            raise ConfigError(
+                f"curriculum.epochs_per_stage is {self.epochs_per_stage}; it must be at least 1, "
+                f"or a list of {self.max_stage} such numbers, one for each of the stages 1 to max_stage."
+            )
         if not 0 <= self.stage_mix <= 1:
             raise ConfigError(f"curriculum.stage_mix is {self.stage_mix}; it is a probability between 0 and 1.")
         if self.advance_at is not None and not 0 <= self.advance_at <= 1:
@@ -116,6 +121,12 @@ class CurriculumConfig:
             raise ConfigError(f"curriculum.icot_smoothing is {self.icot_smoothing}; it must be above 0.")
         if not schedule(self):
             raise ConfigError("the curriculum has no epochs; set max_stage, first_epochs or final_epochs above 0.")
+
+    @property
+    def stage_epochs(self) -> list[int]:
+        """Epochs of the stages 1 to max_stage."""
+        epochs = self.epochs_per_stage
+        return epochs if isinstance(epochs, list) else [epochs] * self.max_stage
 
     @property
     def row(self) -> Method:
@@ -147,15 +158,15 @@ class Stage:
 
 def schedule(config: CurriculumConfig) -> list[Stage]:
     """The stages of a run, in order. Methods without a curriculum get all epochs in one stage."""
-    first = config.epochs_per_stage if config.first_epochs is None else config.first_epochs
-    total = first + config.max_stage * config.epochs_per_stage + config.final_epochs
+    later = config.stage_epochs
+    first = next(iter(later), 1) if config.first_epochs is None else config.first_epochs
+    total = first + sum(later) + config.final_epochs
     if config.row.removal == "none":
         return [Stage("stage_0", 0, False, total)]
     if config.row.removal == "all":
         return [Stage("final", config.max_stage, True, total)]
     stages = [Stage("stage_0", 0, False, first)]
-    for index in range(1, config.max_stage + 1):
-        stages.append(Stage(f"stage_{index}", index, False, config.epochs_per_stage))
+    stages += [Stage(f"stage_{index}", index, False, epochs) for index, epochs in enumerate(later, start=1)]
     stages.append(Stage("final", config.max_stage, True, config.final_epochs))
     return [stage for stage in stages if stage.num_epochs > 0]
 

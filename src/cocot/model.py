@@ -39,7 +39,8 @@ from cocot.thinking import think
 class Thoughts:
     """Mixin over a Hugging Face causal language model: `forward` that understands placeholders.
 
-    Without placeholders and without a training loss it *is* the original `forward`, bit for bit.
+    Without placeholders and without a training loss it *is* the original `forward`, bit for bit; only the default
+    positions of padded batches are always those of the rows alone, which Hugging Face leaves to the caller.
     """
 
     config: Any
@@ -85,6 +86,9 @@ class Thoughts:
         num_items = kwargs.pop("num_items_in_batch", None)
         has_latent = is_latent is not None and bool(is_latent.any())
         gathers = model.training and labels is not None and input_ids is not None
+        if position_ids is None and input_ids is not None and _has_padding(attention_mask):
+            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = _positions(input_ids, attention_mask, num_past)
         if not has_latent and not gathers:
             passed = {} if num_items is None else {"num_items_in_batch": num_items}
             return super().forward(  # type: ignore[misc]
@@ -155,12 +159,13 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             f"the model was trained to think, but its tokenizer lacks {', '.join(missing)}; "
             "take the tokenizer that was saved with it."
         )
+    if not isinstance(model, Thoughts):
+        _check_head(model)
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
         model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
     _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
-        _check_head(model)
         model.__class__ = _thinking_class(type(model))
     return model
 
@@ -271,10 +276,11 @@ def _check_head(model: Any) -> None:
     if decoder is None or decoder is model or head is None:
         raise ModelError(f"{name} has no decoder apart from its head; cocot needs a causal language model that has.")
     ids = torch.arange(3, device=model.device)[None]
+    seen = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        same = torch.equal(model(input_ids=ids).logits, head(decoder(input_ids=ids).last_hidden_state))
+        same = torch.equal(model(**seen).logits, head(decoder(**seen).last_hidden_state))
     model.train(was_training)
     if not same:
         raise ModelError(f"the head of {name} does more than a matrix product (soft caps, scales); not supported yet.")
@@ -324,6 +330,11 @@ def _check_thinkable(model: Any, is_latent: Tensor, attention_mask: Any, cache: 
             "a thought stands first in its row, or first in this call: it is the hidden state of the token before it. "
             "Put a token before the first <|latent|>; with a cache, pass thoughts and prompt in one call."
         )
+
+
+def _has_padding(attention_mask: Any) -> bool:
+    """Whether a 2-D mask hides anything: then Hugging Face's own positions would count the padding on the left."""
+    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not bool(attention_mask.all())
 
 
 def _positions(input_ids: Tensor, attention_mask: Any, num_past: int) -> Tensor:

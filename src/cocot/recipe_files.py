@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from cocot.config import RunConfig
@@ -40,6 +41,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     path = shipped_recipes().get(recipe, Path(recipe))
     if not path.is_file():
         raise ConfigError(f"no recipe {recipe!r}; give a YAML file or one of: {', '.join(shipped_recipes())}.")
+    _check_is_mapping(path)
     parser = recipe_parser()
     try:
         values = parser.parse_args(["--config", str(path), *overrides])
@@ -68,13 +70,22 @@ def field_names(kind: Any = RunConfig, path: str = "") -> Iterator[str]:
                 yield from field_names(part, f"{name}.")
 
 
+def _check_is_mapping(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no recipe: it must hold `name: value` lines, a `model:` among them.")
+
+
 def _explain(message: str) -> str:
     """One line, with the nearest known name where a key is unknown."""
     line = " ".join(message.split())
-    group = re.search(r"[Gg]roup '([\w.]+)' does not accept", line)
-    named = re.search(r"(?:option|key|Key|arguments?:?|name) '?(?:--)?([\w.]+)'?", line)
-    if named is None or not re.search(r"not accept|nrecognized|not expected|unknown|does not", line):
+    group = re.search(r"""Group '([\w.]+)' does not accept|Parser key "([\w.]+)":.*Option '""", line)
+    named = re.search(r"[Oo]ption '([\w.]+)' is not accepted|accept option '([\w.]+)'|unrecognized.*?--([\w.]+)", line)
+    if named is None:
         return line
-    wanted = f"{group[1]}.{named[1]}" if group else named[1]
+    wanted = ".".join(part for match in (group, named) if match for part in match.groups() if part)
     near = get_close_matches(wanted, list(field_names()), n=1, cutoff=0.5)
     return f"unknown key {wanted!r}" + (f"; did you mean {near[0]!r}?" if near else f": {line}")

@@ -93,7 +93,9 @@ class RunFolder:
                     "Put the old data back, or choose another --out folder."
                 )
             return
-        write_json(file, {"seed": config.seed, "data_fingerprint": fingerprint, **environment()})
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        known = {"seed": config.seed, "data_fingerprint": fingerprint, "num_processes": num_processes}
+        write_json(file, {**known, **environment()})
 
     def finished_stages(self) -> list[dict[str, Any]]:
         """The stages that are done, in order: name, epochs, accuracy, checkpoint (relative to the folder)."""

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -32,7 +33,7 @@ from transformers import (
 
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.config import TrainConfig
-from cocot.errors import RunError
+from cocot.errors import ConfigError, RunError
 from cocot.evaluation import evaluate, summarise
 from cocot.optimizers import build_optimizer, forget, inherit
 from cocot.plan import Batches, PlannedStage
@@ -127,12 +128,14 @@ class StageTrainer(Trainer):
         """Hugging Face's step; stops at a loss that is not a number, before the weights take it in."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss.item()} in {self.planned.stage.name} at step {self.state.global_step + 1}; "
-                f"the last good state is kept in {self._folder}. "
-                "Lower train.learning_rate or train.max_grad_norm."
-            )
+            raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
         return loss
+
+    def _diverged(self, what: str, step: int) -> RunError:
+        return RunError(
+            f"{what} in {self.planned.stage.name} at step {step}; what was saved before is kept in {self._run.path}. "
+            "Lower train.learning_rate or train.max_grad_norm, in another --out folder."
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
@@ -168,6 +171,8 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged("the weights are no longer numbers", self.state.global_step)
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
@@ -283,6 +288,9 @@ class Journal(TrainerCallback):
 def _arguments(
     planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int
 ) -> TrainingArguments:
+    schedulers = [scheduler.value for scheduler in SchedulerType]
+    if config.lr_scheduler not in schedulers:
+        raise ConfigError(f"train.lr_scheduler is {config.lr_scheduler!r}; choose one of: {', '.join(schedulers)}.")
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=planned.stage.num_epochs,

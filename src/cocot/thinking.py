@@ -53,7 +53,6 @@ def think(
     Returns:
         The hidden state after the final norm at every position, (batch, columns, width).
     """
-    num_past = cache.get_seq_length()
     splits = is_latent.any(dim=0).nonzero().flatten().tolist()
     assert 0 not in splits, "column 0 has no hidden state before it"
     hidden: list[Tensor] = []
@@ -65,7 +64,7 @@ def think(
             segment = torch.cat([first, segment[:, 1:]], dim=1)
         output = decoder(
             inputs_embeds=segment,
-            attention_mask=_columns(attention_mask, start, end, num_past),
+            attention_mask=_columns(attention_mask, start, end, cache),
             position_ids=None if position_ids is None else position_ids[:, start:end],
             past_key_values=cache,
             use_cache=True,
@@ -75,10 +74,18 @@ def think(
     return torch.cat(hidden, dim=1)
 
 
-def _columns(mask: Mask, start: int, end: int, num_past: int) -> Mask:
-    """The part of `mask` that a decoder needs for columns `start` to `end`, with all that came before."""
+def _columns(mask: Mask, start: int, end: int, cache: DynamicCache, slides: bool | None = None) -> Mask:
+    """The part of `mask` that a decoder needs for columns `start` to `end`, which `cache` does not hold yet.
+
+    A mask of four dimensions gets the columns of keys that the cache still holds: layers that slide drop old ones.
+    """
     if isinstance(mask, Mapping):
-        return {kind: _columns(part, start, end, num_past) for kind, part in mask.items()}  # type: ignore[misc]
+        return {
+            kind: _columns(part, start, end, cache, kind != "full_attention")  # type: ignore[misc]
+            for kind, part in mask.items()
+        }
     if mask is None or mask.dim() == 2:
-        return None if mask is None else mask[:, : num_past + end]
-    return mask[:, :, start:end, : num_past + end]
+        return None if mask is None else mask[:, : cache.get_seq_length() + end - start]
+    layer = cache.is_sliding.index(slides) if slides in cache.is_sliding else 0
+    num_keys, first_key = cache.get_mask_sizes(end - start, layer)
+    return mask[:, :, start:end, first_key : first_key + num_keys]

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from cocot import tasks
 from cocot.batching import StageData
 from cocot.config import RunConfig
-from cocot.curriculum import SPECIAL_TOKENS, Encoder
-from cocot.errors import ConfigError, Interrupted
+from cocot.curriculum import SPECIAL_TOKENS, Encoder, encode_question
+from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.model import add_missing, add_tokens, give_thoughts, load, load_tokenizer
 from cocot.plan import Batches, PlannedStage, num_thoughts, plan, split_batch
 from cocot.runs import RunFolder, cannot_write, complete_checkpoints, fingerprint, prune_checkpoints, replaced
@@ -91,7 +91,7 @@ def train(config: RunConfig, folder: str | Path) -> RunFolder:
     try:
         _once(open_folder)
         if not run.model.exists():
-            _train_stages(config, stages, data, [*first, *data.valid], batches, run)
+            _train_stages(config, stages, data, batches, run)
     except OSError as error:
         raise cannot_write(run.path, error) from error
     finally:
@@ -103,14 +103,14 @@ def _train_stages(
     config: RunConfig,
     stages: Sequence[PlannedStage],
     data: Data,
-    problems: Sequence[Problem],
     batches: Batches,
     run: RunFolder,
 ) -> None:
     """Train every stage that is not done, then put the result in its place."""
-    model, tokenizer = prepare_model(config, problems, run)
+    model, tokenizer = prepare_model(config, vocabulary_sample(data, stages), run)
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
+    _check_lengths(config, stages[-1], model, encoder, data)
     while len(run.finished_stages()) < len(stages):
         _run_stage(config, stages, model, encoder, data, batches, run)
 
@@ -119,6 +119,31 @@ def _train_stages(
             shutil.copytree(run.best, result, dirs_exist_ok=True)
 
     _once(copy_best)
+
+
+def _check_lengths(config: RunConfig, last: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data) -> None:
+    """Find out now, not hours into the run, whether the most thoughts and the validation questions fit the context."""
+    _stage_data(config, last, model, encoder, data)
+    limit = _context(model)
+    count, room = num_thoughts(config, last.stage), config.train.eval_max_new_tokens
+    prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in data.valid)
+    longest = max(map(len, prompts))
+    if limit is not None and longest + room > limit:
+        raise DataError(
+            f"the longest validation question takes {longest} tokens, thoughts included, and train.eval_max_new_tokens "
+            f"allows {room} for its answer, but the model reads {limit}. Lower one of them, or take a longer context."
+        )
+
+
+def _stage_data(
+    config: RunConfig, planned: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data
+) -> StageData:
+    seed = f"{config.seed}/{planned.stage.name}"
+    return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), _context(model))
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _once(act: Callable[[], Any]) -> None:
@@ -155,6 +180,13 @@ def prepare_data(config: RunConfig) -> Data:
         return named(name, json.dumps(planned.generate))
 
     return Data(valid, problems_of)
+
+
+def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Problem]:
+    """Problems that hold every word of a run: those of each stage's first epoch, and those of validation."""
+    lists = [data.valid, *(data.train(planned, 0) for planned in stages)]
+    distinct = {id(problems): problems for problems in lists}
+    return [problem for problems in distinct.values() for problem in problems]
 
 
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
@@ -207,13 +239,7 @@ def _run_stage(
         model=model,
         tokenizer=tokenizer,
         planned=planned,
-        data=StageData(
-            encoder,
-            stage,
-            f"{config.seed}/{stage.name}",
-            lambda epoch: data.train(planned, epoch),
-            getattr(model.config, "max_position_embeddings", None),
-        ),
+        data=_stage_data(config, planned, model, encoder, data),
         validation=Validation(tasks.get(config.data.task), data.valid, num_thoughts(config, stage)),
         config=config.train,
         batches=batches,

@@ -1,0 +1,127 @@
+"""Promises of problem files: both formats are read whole or refused with file and line; writing is all or nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cocot.errors import DataError
+from cocot.tasks.files import read_problems, write_problems
+from cocot.tasks.problem import Graph, Problem
+from cocot.tasks.prosqa import ProsQA
+
+ORIGINAL = {
+    "question": "Every lempus is a scrompus. Tom is a lempus. Is Tom a scrompus or yumpus?",
+    "steps": ["Tom is a lempus.", "Every lempus is a scrompus."],
+    "answer": "Tom is a scrompus.",
+    "idx_to_symbol": ["Tom", "Alex", "lempus", "scrompus", "yumpus"],
+    "edges": [[0, 2], [2, 3], [1, 4]],
+    "root": 0,
+    "target": 3,
+    "neg_target": 4,
+}
+"""A problem as the released ProsQA files hold it."""
+PROBLEM = Problem(
+    ORIGINAL["question"],
+    tuple(ORIGINAL["steps"]),
+    ORIGINAL["answer"],
+    Graph(("Tom", "Alex", "lempus", "scrompus", "yumpus"), ((0, 2), (2, 3), (1, 4)), 0, 3, 4),
+)
+PLAIN = {"question": "1 + 1?", "steps": ["<<1+1=2>>"], "answer": "2"}
+GOOD = json.dumps(PLAIN)
+
+
+def put(folder: Path, text: str, name: str = "problems.jsonl") -> Path:
+    """A file with that text."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_original_projects_list_is_read_with_its_graph(tmp_path: Path) -> None:
+    """A released file, a JSON list with graph fields, gives problems with graphs; one without them gives none."""
+    path = put(tmp_path, json.dumps([ORIGINAL, {**PLAIN, "idx": 7}], indent=1), "prosqa_valid.json")
+    assert read_problems(path) == [PROBLEM, Problem("1 + 1?", ("<<1+1=2>>",), "2")]
+
+
+def test_written_problems_are_read_back_the_same(tmp_path: Path) -> None:
+    """What is written is read back: graphs, line separators inside a text, letters beyond ASCII, no steps."""
+    strange = Problem("Zoë\u2028 or\nnot?", (), "ja")
+    problems = [*ProsQA().generate(3, seed=0), PROBLEM, strange]
+    path = tmp_path / "new" / "folder" / "problems.jsonl"
+    write_problems(path, problems)
+    assert read_problems(path) == problems
+    assert len(path.read_text(encoding="utf-8").split("\n")) == len(problems) + 1
+
+
+@pytest.mark.parametrize("text", [json.dumps([ORIGINAL]), json.dumps(ORIGINAL) + "\n\n"])
+def test_gzipped_files_of_both_formats_are_read(tmp_path: Path, text: str) -> None:
+    """A `.gz` file is read as the file inside it would be; blank lines are nothing."""
+    path = tmp_path / "problems.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert read_problems(path) == [PROBLEM]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        (f"{GOOD}\n{{oops\n", ":2:", "malformed JSON"),
+        (f"{GOOD}\n\n\n17\n", ":4:", "got int, not an object"),
+        (f'{GOOD}\n{{"answer": "2"}}', ":2:", "field 'question' is missing"),
+        (f'{{"question": "q", "steps": []}}\n{GOOD}', ":1:", "field 'answer' is missing"),
+        ('{"question": " ", "answer": "2"}', ":1:", "field 'question' is missing, empty"),
+        ('{"question": "q", "answer": 2}', ":1:", "field 'answer' is missing, empty or not text"),
+        ('{"question": "q", "answer": "a", "steps": "one"}', ":1:", "'steps' must be a list"),
+        ('{"question": "q", "answer": "a", "steps": ["one", 2]}', ":1:", "'steps' must be a list of non-empty texts"),
+        ('{"question": "q", "answer": "a", "steps": ["one", ""]}', ":1:", "'steps' must be a list of non-empty texts"),
+        (f"[{GOOD},\n {GOOD}\n {GOOD}]", ":3:", "malformed JSON"),
+        (f'[{GOOD}, {{"question": "q"}}]', ", item 2:", "field 'answer' is missing"),
+        (json.dumps({**ORIGINAL, "edges": [[0]]}), ":1:", "the graph is damaged"),
+        (json.dumps({k: v for k, v in ORIGINAL.items() if k != "neg_target"}), ":1:", "the graph is damaged"),
+        ("", " holds no problems", "Each problem is an object"),
+        ("\n  \n", " holds no problems", "Each problem is an object"),
+        ("[]", " holds no problems", "Each problem is an object"),
+    ],
+)
+def test_a_bad_problem_is_named_by_file_and_line(tmp_path: Path, text: str, where: str, what: str) -> None:
+    """A problem that cannot be used is refused with its file, its line (of a list: its number) and the reason."""
+    path = put(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        read_problems(path)
+    assert f"{path}{where}" in str(caught.value)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def damaged(data: bytes, at: int) -> bytes:
+    """The bytes with one of them changed."""
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, bytes that are no text, a cut-off archive, any damaged byte of it: named, refused."""
+    packed = gzip.compress((GOOD + "\n").encode() * 3)
+    contents = {"latin.jsonl": b'{"question": "\xe9"}', "cut.gz": packed[:-12], "text.gz": GOOD.encode()}
+    contents |= {f"damaged{at}.gz": damaged(packed, at) for at in range(10, len(packed))}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for path in [tmp_path / "missing.jsonl", tmp_path, *(tmp_path / name for name in contents)]:
+        with pytest.raises(DataError, match=f"cannot read problems from {path}"):
+            read_problems(path)
+
+
+def test_a_file_is_replaced_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
+    """When making the problems fails half-way, the old file is untouched."""
+    path = put(tmp_path, GOOD)
+
+    def failing() -> Iterator[Problem]:
+        yield PROBLEM
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_problems(path, failing())
+    assert path.read_text() == GOOD

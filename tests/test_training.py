@@ -1,0 +1,551 @@
+"""Promises of training: one trajectory however it is cut, shared or killed; stages that end when they should."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_support import TINY_INIT, accuracies, cocot, environment, tiny_config, weights, write_recipe
+from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from cocot import training
+from cocot.cli import main
+from cocot.config import RunConfig, WarmupConfig
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS
+from cocot.errors import ConfigError, DataError, Interrupted, RunError
+from cocot.evaluation import evaluate, summarise
+from cocot.model import load
+from cocot.plan import plan
+from cocot.runs import RunFolder, complete_checkpoints
+from cocot.stage_trainer import StageTrainer
+from cocot.tasks.files import write_problems
+from cocot.tasks.problem import Problem
+from cocot.tasks.prosqa import ProsQA
+from cocot.training import prepare_data, train
+
+MAX_GAP = 2e-5
+"""Largest difference of weights after 8 dropout-free steps of AdamW at 3e-3 that share a batch out in another way.
+
+Measured: accumulated 1.7e-06, two processes 2.9e-06; the same problems in another order 3.6e-02, a loss averaged by
+device batch in place of by token XXX.
+"""
+NO_DROPOUT = replace(TINY_INIT, settings={"n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0})
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours may catch it."""
+
+
+Stop = Callable[[str, dict[str, Any]], None]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, stop: Stop) -> None:
+    """Call `stop(name of the RunFolder method, entry)` after every log entry and before every entry of a stage."""
+    log, finish = RunFolder.log, RunFolder.finish_stage
+
+    def log_then_stop(run: RunFolder, entry: dict[str, Any]) -> None:
+        log(run, entry)
+        stop("log", entry)
+
+    def stop_then_finish(run: RunFolder, entry: dict[str, Any]) -> None:
+        stop("finish", entry)
+        finish(run, entry)
+
+    monkeypatch.setattr(RunFolder, "log", log_then_stop)
+    monkeypatch.setattr(RunFolder, "finish_stage", stop_then_finish)
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Bitwise the same weights, and the same validations in the same order."""
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert accuracies(run) == accuracies(other)
+
+
+def gap(run: Path, other: Path) -> float:
+    """The largest difference between the weights of two runs."""
+    ours, theirs = weights(run), weights(other)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A run that nobody stopped; read it, do not change it."""
+    config = tiny_config(curriculum={"epochs_per_stage": 2})
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(config, folder)
+    return config, folder
+
+
+@pytest.mark.parametrize(
+    ("reset", "optimizer", "every"), [("stage", "adamw", 4), ("never", "muon", 7), ("epoch", "adamw", 5)]
+)
+def test_a_run_that_is_stopped_again_and_again_ends_bit_for_bit_as_if_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, optimizer: str, every: int
+) -> None:
+    """Interrupts and kills, at any place: the next call goes on, and weights and accuracies are those of one run."""
+    rates = {"optimizer_reset": reset, "optimizer": optimizer, "muon_learning_rate": 0.02, "lr_scheduler": "cosine"}
+    config = tiny_config(curriculum={"epochs_per_stage": 2}, train={**rates, "warmup_steps": 2})
+    train(config, tmp_path / "whole")
+    places: list[tuple[str, int]] = []
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls % every == 0:
+            places.append((entry.get("stage", entry.get("name")), entry.get("step", -1)))
+            if len(places) % 2:
+                signal.raise_signal(signal.SIGINT)
+            else:
+                raise Killed
+
+    num_calls = 0
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        for _ in range(50):
+            num_calls = 0
+            try:
+                train(config, tmp_path / "cut")
+                break
+            except (Interrupted, KeyboardInterrupt, Killed):
+                pass
+    assert len(places) >= 3, "the run was hardly ever stopped"
+    assert len(set(places)) > 2, "the run was always stopped at the same place"
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def run_until(command: list[object], is_time: Callable[[], bool], number: int) -> subprocess.CompletedProcess[str]:
+    """Start `cocot`, send it a signal once it is time, wait for its end."""
+    arguments = [sys.executable, "-m", "cocot", *map(str, command)]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        end = time.monotonic() + 60
+        while not is_time() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def test_sigkill_and_ctrl_c_in_mid_stage_lose_nothing(tmp_path: Path) -> None:
+    """A real SIGKILL, later a real Ctrl-C (exit code 130, how to go on), then to the end: bit for bit one run."""
+    config = tiny_config(curriculum={"epochs_per_stage": 4, "final_epochs": 2})
+    out = tmp_path / "killed"
+    command = ["train", write_recipe(tmp_path / "mine.yaml", config), "--out", out]
+    run = RunFolder(out)
+    killed = run_until(command, lambda: bool(complete_checkpoints(run.stage("stage_1"))), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert [entry["name"] for entry in run.finished_stages()] == ["stage_0"]
+    num_lines = len(run.read_log())
+    stopped = run_until(command, lambda: len(run.read_log()) > num_lines + 1, signal.SIGINT)
+    assert stopped.returncode == 130
+    assert stopped.stderr.rstrip().endswith(f"Go on with:\n  cocot {' '.join(map(str, command))}")
+    assert "cocot: stopped in " in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not run.model.exists()
+    train(config, out)
+    train(config, tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_stage_ends_stops_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A signal during the last validation of a stage finishes that stage, begins no other, and is not forgotten."""
+    config = tiny_config()
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "stage_0" and "eval_accuracy" in entry:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        with pytest.raises(Interrupted, match="stopped in stage_0 after step 4"):
+            train(config, tmp_path)
+    run = RunFolder(tmp_path)
+    assert [entry["name"] for entry in run.finished_stages()] == ["stage_0"]
+    assert not run.stage("stage_1").exists()
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_an_interrupt_at_the_very_end_finishes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal during the last validation of all leaves nothing to go on with: the run is done."""
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "final" and "eval_accuracy" in entry:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        train(tiny_config(), tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["no mark", "cut off"])
+def test_a_half_written_checkpoint_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path], damage: str
+) -> None:
+    """A newer checkpoint that a kill left unfinished is not read: the one before it is gone on from."""
+    config, whole = finished
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "stage_1" and entry["step"] == 5:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run")
+    stage = RunFolder(tmp_path / "run").stage("stage_1")
+    newest = complete_checkpoints(stage)[-1]
+    half = shutil.copytree(newest, stage / "checkpoint-5")
+    (half / "complete").unlink()
+    if damage == "cut off":
+        for file in half.iterdir():
+            file.write_bytes(file.read_bytes()[:20])
+    assert complete_checkpoints(stage)[-1] == newest
+    train(config, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_kill_between_the_last_stage_and_the_result_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path]
+) -> None:
+    """A kill while `model/` is written leaves no half model; the next call writes it without training again."""
+    config, whole = finished
+    copytree = shutil.copytree
+
+    def copy_then_die(*args: Any, **kwargs: Any) -> None:
+        copytree(*args, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.shutil, "copytree", copy_then_die)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    assert not (tmp_path / "model").exists()
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    train(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    assert_same(tmp_path, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, Path]) -> None:
+    """The same call on a finished run changes no file."""
+    config, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"}
+    train(config, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "lock"} == before
+
+
+def test_accumulated_batches_are_one_big_batch(tmp_path: Path) -> None:
+    """Device batches of 2 reach the same weights as one of 8, to float noise; another problem does not."""
+    one = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0})
+    train(one, tmp_path / "one")
+    accumulated = replace(one, train=replace(one.train, device_batch_size=2))
+    train(accumulated, tmp_path / "accumulated")
+    other = replace(one, data=replace(one.data, num_train=33))
+    train(other, tmp_path / "other")
+    print("gap of accumulation", gap(tmp_path / "one", tmp_path / "accumulated"))
+    print("gap of other problems", gap(tmp_path / "one", tmp_path / "other"))
+    assert gap(tmp_path / "one", tmp_path / "accumulated") < MAX_GAP
+    assert gap(tmp_path / "one", tmp_path / "other") > 10 * MAX_GAP
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """`torchrun` with two processes reaches one process's weights to float noise, and leaves one tidy run folder."""
+    config = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0})
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    train(config, tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cocot"]
+    done = subprocess.run(
+        [*launch, "train", str(recipe), "--out", str(tmp_path / "two"), "--train.device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    print("gap of two processes", gap(tmp_path / "one", tmp_path / "two"))
+    assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
+    assert accuracies(tmp_path / "one") == accuracies(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == 2
+    assert done.stdout.count("model: ") == 1
+    states = sorted(path.name for path in (tmp_path / "two").rglob("rng_state*"))
+    assert states == ["rng_state_0.pth"] * 2 + ["rng_state_1.pth"] * 2
+
+
+@pytest.mark.parametrize(
+    ("rate", "what"), [(1e30, r"the loss is (nan|inf)"), (1e39, "the weights are no longer numbers")]
+)
+def test_a_diverging_stage_stops_and_keeps_what_was_good(tmp_path: Path, rate: float, what: str) -> None:
+    """No number in the loss or the weights: a RunError names stage and step, and nothing but numbers was saved."""
+    config = tiny_config(train={"stage_learning_rate": {"final": rate}, "save_steps": 1, "max_grad_norm": 0})
+    with pytest.raises(RunError, match=rf"{what} in final at step \d.*Lower train\.learning_rate"):
+        train(config, tmp_path)
+    run = RunFolder(tmp_path)
+    assert [entry["name"] for entry in run.finished_stages()] == ["stage_0", "stage_1"]
+    kept = [*complete_checkpoints(run.stage("stage_1")), *complete_checkpoints(run.stage("final"))]
+    assert kept
+    for checkpoint in kept:
+        assert all(bool(weight.isfinite().all()) for weight in load_file(checkpoint / "model.safetensors").values())
+    assert not run.model.exists()
+
+
+@pytest.mark.parametrize("limit", [12_000, 60_000])
+def test_a_full_disk_stops_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path], limit: int
+) -> None:
+    """No more room while a checkpoint is written: RunError, the one before whole; with room again, bit for bit one run.
+
+    The smaller limit (bytes a file) cuts the weights off, the larger one the optimizer's state.
+    """
+    config, whole = finished
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "stage_1" and entry["step"] == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    run = RunFolder(tmp_path)
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        try:
+            with pytest.raises(RunError, match=r"could not write .*checkpoint-6.*make room") as caught:
+                train(config, tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in complete_checkpoints(run.stage("stage_1"))] == ["checkpoint-3", "checkpoint-4"]
+    assert not (run.stage("stage_1") / "checkpoint-6").exists()
+    train(config, tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def test_a_full_disk_at_the_best_model_is_one_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path]
+) -> None:
+    """No room for `best/` is the same RunError, and the run goes on from before it."""
+    config, whole = finished
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "final" and entry["step"] == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
+
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        try:
+            with pytest.raises(RunError, match="could not write .*best"):
+                train(config, tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "best").exists()
+    train(config, tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    """A run folder where none can be made is a RunError."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="could not write"):
+        train(tiny_config(), tmp_path / "file" / "run")
+
+
+def test_a_run_leaves_a_plain_model_and_no_pickles(finished: tuple[RunConfig, Path]) -> None:
+    """`model/` is safetensors and JSON of the original architecture, with the thought settings of the curriculum."""
+    _, folder = finished
+    suffixes = {path.suffix for path in (folder / "model").iterdir()}
+    assert suffixes <= {".json", ".safetensors", ".jinja", ".py", ".md"}
+    settings = json.loads((folder / "model" / "config.json").read_text())
+    assert settings["architectures"] == ["GPT2LMHeadModel"]
+    assert settings["thoughts"]["num_thoughts"] == 1
+    assert type(AutoModelForCausalLM.from_pretrained(folder / "model")) is GPT2LMHeadModel
+
+
+def test_a_run_says_where_its_numbers_come_from(finished: tuple[RunConfig, Path]) -> None:
+    """run.json holds versions, seed, processes and fingerprint; state.json the stages; metrics.jsonl every step."""
+    config, folder = finished
+    described = json.loads((folder / "run.json").read_text())
+    assert described["seed"] == config.seed
+    assert described["num_processes"] == 1
+    assert described["versions"]["torch"] == torch.__version__
+    assert len(described["data_fingerprint"]) == 64
+    assert {"python", "platform", "commit"} <= described.keys()
+    stages = RunFolder(folder).finished_stages()
+    assert [(entry["name"], entry["epochs"]) for entry in stages] == [("stage_0", 1), ("stage_1", 2), ("final", 1)]
+    assert [entry["accuracy"] for entry in stages] == [
+        [accuracy for stage, _, accuracy in accuracies(folder) if stage == entry["name"]][-1] for entry in stages
+    ]
+    losses = [(entry["stage"], entry["step"]) for entry in RunFolder(folder).read_log() if "loss" in entry]
+    assert losses == [("stage_0", step) for step in range(1, 5)] + [("stage_1", step) for step in range(1, 9)] + [
+        ("final", step) for step in range(1, 5)
+    ]
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "run.json", "state.json", "metrics.jsonl", "stages", "best", "model", "lock"),
+    }
+
+
+def test_the_result_is_the_best_model_of_the_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model/` reaches the best accuracy logged in the last stage, not the last; no earlier stage is ever kept."""
+    easy = {"num_valid": 16, "generate": {"mode": "balanced", "rendering": "symbolic", "layers": 1, "width": 1}}
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        assert "final" in (entry.get("stage"), entry.get("name")) or not run.best.exists()
+
+    stopping(monkeypatch, stop)
+    for seed in range(8):
+        config = tiny_config(data=easy, train={"learning_rate": 2e-2}, curriculum={"final_epochs": 4}, seed=seed)
+        run = RunFolder(tmp_path / str(seed))
+        train(config, run.path)
+        last = [accuracy for stage, _, accuracy in accuracies(run.path) if stage == "final"]
+        if max(last) > last[-1]:
+            break
+    assert max(last) > last[-1], "no seed where the last model is not the best: the test proves nothing"
+    model, tokenizer = load(run.path)
+    records = evaluate(model, tokenizer, ProsQA(), prepare_data(config).valid, max_new_tokens=6)
+    assert summarise(records).accuracy == max(last)
+
+
+@pytest.mark.parametrize(("advance_at", "epochs"), [(0.0, [1, 1, 4]), (1.0, [2, 2, 2])])
+def test_a_stage_that_is_good_enough_hands_its_epochs_to_the_last(
+    tmp_path: Path, advance_at: float, epochs: list[int]
+) -> None:
+    """`advance_at` ends a stage at that accuracy; the total of epochs stays; the last stage ends by the clock alone."""
+    lengths = {"first_epochs": 2, "epochs_per_stage": 2, "final_epochs": 2, "advance_at": advance_at}
+    config = tiny_config(curriculum=lengths, data={"num_train": 8})
+    run = train(config, tmp_path)
+    assert [entry["epochs"] for entry in run.finished_stages()] == epochs
+    assert len(accuracies(tmp_path)) == 6
+
+
+def test_the_warm_up_reads_easier_problems_first(tmp_path: Path) -> None:
+    """`data.warmup` is a stage of its own before the first, on its own problems; what it leaves goes to the last."""
+    warmup = WarmupConfig(generate={"layers": 1}, epochs=2, advance_at=0.0)
+    config = tiny_config(data={"warmup": warmup, "num_train": 16})
+    planned = plan(config)
+    data = prepare_data(config)
+    assert {len(problem.steps) for problem in data.train(planned[0], 0)} == {1}
+    assert {len(problem.steps) for problem in [*data.train(planned[1], 0), *data.valid]} == {2}
+    run = train(config, tmp_path)
+    done = [(entry["name"], entry["epochs"]) for entry in run.finished_stages()]
+    assert done == [("warmup", 1), ("stage_0", 1), ("stage_1", 1), ("final", 2)]
+
+
+@pytest.mark.parametrize(("reset", "steps"), [("epoch", [4, 4]), ("stage", [4, 8]), ("never", [4, 12])])
+def test_the_optimizer_forgets_when_it_should(tmp_path: Path, reset: str, steps: list[int]) -> None:
+    """Moments count the steps since the last epoch's begin, the last stage's, or the run's."""
+    config = tiny_config(curriculum={"epochs_per_stage": 2, "final_epochs": 0}, train={"optimizer_reset": reset})
+    run = train(config, tmp_path)
+    for entry, expected in zip(run.finished_stages(), steps, strict=True):
+        state = torch.load(tmp_path / entry["checkpoint"] / "optimizer.pt", weights_only=True)["state"]
+        assert {int(moments["step"]) for moments in state.values()} == {expected}
+
+
+def test_stage_rates_are_those_that_are_logged(tmp_path: Path) -> None:
+    """`stage_learning_rate` multiplies the rate of its stage alone, with an optimizer that was carried over, too."""
+    rates = {"learning_rate": 1e-3, "stage_learning_rate": {"stage_1": 0.25}, "optimizer_reset": "never"}
+    train(tiny_config(train=rates, data={"num_train": 16}), tmp_path)
+    logged = {entry["stage"]: entry["learning_rate"] for entry in RunFolder(tmp_path).read_log() if "loss" in entry}
+    assert logged == {"stage_0": 1e-3, "stage_1": 0.25e-3, "final": 1e-3}
+
+
+def test_fresh_problems_differ_by_epoch_and_others_do_not() -> None:
+    """`fresh` gives every epoch and stage its own problems, the same in every call; without it all share one list."""
+    fresh, fixed = tiny_config(), tiny_config(data={"fresh": False})
+    stages = plan(fresh)
+    lists = [prepare_data(fresh).train(stage, epoch) for stage in stages for epoch in range(2)]
+    assert len({tuple(problems) for problems in lists}) == len(lists)
+    assert prepare_data(fresh).train(stages[1], 1) == lists[3]
+    data = prepare_data(fixed)
+    assert data.train(stages[0], 0) == data.train(stages[1], 3)
+    assert not set(data.valid) & set(data.train(stages[0], 0))
+    assert prepare_data(replace(fixed, seed=1)).valid != data.valid
+
+
+def save_gpt2(folder: Path, texts: list[str]) -> None:
+    """A tiny GPT-2 of random weights with a byte-level BPE of the texts, as a user's own model folder."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=96)
+    GPT2LMHeadModel(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_own_problems_and_an_own_model_go_from_files_to_a_result(tmp_path: Path) -> None:
+    """`data.train`, `data.valid` and `model.path`: a user's JSONL and Hugging Face folder train and resume."""
+    problems = [Problem(f"{a} + {b}?", (f"<<{a}+{b}={a + b}>>",), str(a + b)) for a in range(4) for b in range(5)]
+    write_problems(tmp_path / "train.jsonl", problems[:16])
+    write_problems(tmp_path / "valid.jsonl", problems[16:])
+    save_gpt2(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
+    files = {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl"), "fresh": False}
+    config = tiny_config(data=files, path=str(tmp_path / "gpt2"), curriculum={"method": "pause_as_thought"})
+    train(config, tmp_path / "run")
+    model, tokenizer = load(tmp_path / "run")
+    assert tokenizer.convert_tokens_to_ids(PAUSE) != tokenizer.unk_token_id
+    assert set(SPECIAL_TOKENS) < set(tokenizer.get_vocab())
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert model.config.thoughts["filler"] == PAUSE
+    assert len(accuracies(tmp_path / "run")) == 3
+    write_problems(tmp_path / "train.jsonl", problems[1:17])
+    with pytest.raises(RunError, match="was begun on other data"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "longest"), [({"thoughts_per_step": 60}, 60), ({"thoughts_per_step": 1, "max_stage": 60}, 60)]
+)
+def test_more_thoughts_than_the_context_holds_are_refused(
+    tmp_path: Path, curriculum: dict[str, Any], longest: int
+) -> None:
+    """c times stages beyond the context is a DataError: how many problems, the longest, the limit, what to do."""
+    config = tiny_config(curriculum={**curriculum, "stage_mix": 0.0}, data={"num_train": 8})
+    with pytest.raises(DataError) as caught:
+        train(config, tmp_path)
+    found = re.search(
+        r"8 of 8 problems are longer than the model's context of 64 tokens \(the longest takes (\d+), thoughts "
+        r"included\)\. Remove them, or take a longer context",
+        str(caught.value),
+    )
+    assert found is not None
+    assert int(found[1]) > longest
+    assert not (tmp_path / "stages").exists()
+
+
+def test_validation_questions_that_leave_no_room_are_refused_before_training(tmp_path: Path) -> None:
+    """Validation that could not be answered within the context is refused at once, not after the first epoch."""
+    with pytest.raises(DataError, match=r"longest validation question takes \d+ tokens.*allows 60.*reads 64"):
+        train(tiny_config(train={"eval_max_new_tokens": 60}), tmp_path)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_settings_that_only_training_can_check_are_refused(tmp_path: Path) -> None:
+    """A batch beyond an epoch, a schedule Hugging Face has not, an architecture it has not: ConfigError by name."""
+    with pytest.raises(ConfigError, match="an epoch of 7 problems holds no batch of 8"):
+        train(tiny_config(data={"num_train": 7}), tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"train\.lr_scheduler.*wavy"):
+        train(tiny_config(train={"lr_scheduler": "wavy"}), tmp_path / "b")
+    with pytest.raises(ConfigError, match="gpt22"):
+        train(tiny_config(init=replace(TINY_INIT, architecture="gpt22")), tmp_path / "c")
+    with pytest.raises(ConfigError, match="unknown task 'chess'"):
+        train(tiny_config(data={"task": "chess"}), tmp_path / "d")
