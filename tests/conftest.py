@@ -65,7 +65,7 @@ LATENT_ID = TOKENIZER.convert_tokens_to_ids("<|latent|>")
 def make_model(name, seed=0, attn_implementation="sdpa", dtype=torch.float32, **settings):
     """A bare Hugging Face model of random weights, in `eval()` mode; the same for the same name and seed."""
     ids = {"eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id, "bos_token_id": None}
-    config = AutoConfig.for_model(name, vocab_size=len(TOKENIZER), **ids, **{**CONFIGS[name], **settings})
+    config = AutoConfig.for_model(name, **{"vocab_size": len(TOKENIZER), **ids, **CONFIGS[name], **settings})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=dtype).eval()
 

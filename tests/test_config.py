@@ -1,4 +1,4 @@
-"""Promises of recipes: shipped ones load and plan, a slip is answered with the nearest name, every field is explained."""
+"""Promises of recipes: shipped ones load, a slip is answered with the nearest name, every field is explained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SETTINGS = [
     kind
     for module in (config, curriculum)
     for kind in vars(module).values()
-    if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.__name__
+    if isinstance(kind, type)
+    and is_dataclass(kind)
+    and kind.__name__.endswith("Config")
+    and kind.__module__ == module.__name__
 ]
 MINIMAL = "model: {init: {architecture: llama}}\n"
 
@@ -43,20 +46,10 @@ def test_every_shipped_recipe_plans_every_method(name: str, method: str) -> None
     assert all(item.stage.num_epochs > 0 for item in plan(chosen))
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_a_shipped_recipe_says_what_it_costs(name: str) -> None:
-    """`cocot recipes` has a cost to print for every recipe."""
-    assert read_recipe(name).cost
-
-
 @pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
 def test_every_setting_is_explained(kind: type) -> None:
     """The docstring of each dataclass explains each of its fields, in order, and nothing else."""
-    if kind.__name__ in ("Tokenized", "Stage") and not kind.__doc__:
-        pytest.fail("no docstring")
-    if "Attributes:" not in (kind.__doc__ or ""):
-        assert kind.__name__ == "Tokenized", f"{kind.__name__} explains none of its fields"
-        return
+    assert "Attributes:" in (kind.__doc__ or "")
     section = (kind.__doc__ or "").split("Attributes:")[1]
     indent = re.search(r"\n( +)\S", section)
     assert indent is not None

@@ -181,7 +181,7 @@ def test_a_step_beyond_the_curriculum_stays_until_the_final_stage() -> None:
     kept = encode(config, stage_of(config, "stage_1"))
     final = encode(config, stage_of(config, "final"))
     assert kept.num_thoughts == final.num_thoughts == 2
-    assert len(kept.input_ids) - len(final.input_ids) == len("b c c c d".split())
+    assert len(kept.input_ids) - len(final.input_ids) == len(["b", "c", "c", "c", "d"])
 
 
 @pytest.mark.parametrize(("name", "earlier"), [("stage_0", 0), ("stage_1", 1), ("stage_2", 2), ("final", 3)])
@@ -279,6 +279,16 @@ def test_every_method_gets_as_many_epochs(method: str) -> None:
     assert all(stage.num_epochs > 0 for stage in schedule(config))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_stages_of_unequal_length_keep_the_total(method: str) -> None:
+    """A list of epochs gives each stage its own; every method still gets their sum."""
+    config = CurriculumConfig(method, max_stage=3, epochs_per_stage=[3, 1, 2], final_epochs=4)
+    stages = schedule(config)
+    assert sum(stage.num_epochs for stage in stages) == 3 + 3 + 1 + 2 + 4
+    if len(stages) > 1:
+        assert [stage.num_epochs for stage in stages] == [3, 3, 1, 2, 4]
+
+
 def test_a_stage_without_epochs_is_left_out() -> None:
     """Zero epochs of the first or the final stage mean no such stage."""
     config = CurriculumConfig(max_stage=1, epochs_per_stage=2, first_epochs=0, final_epochs=0)
@@ -309,6 +319,8 @@ def test_problems_without_steps_suit_only_methods_that_need_none(method: str) ->
         ({"stage_mix": 1.5}, "stage_mix is 1.5; it is a probability"),
         ({"advance_at": 90}, "advance_at is 90; it is an accuracy between 0 and 1"),
         ({"icot_tokens_per_stage": 0}, "icot_tokens_per_stage is 0"),
+        ({"max_stage": 3, "epochs_per_stage": [1, 2]}, "a list of 3 such numbers"),
+        ({"max_stage": 2, "epochs_per_stage": [1, 0]}, "must be at least 1"),
         ({"icot_smoothing": 0}, "icot_smoothing is 0; it must be above 0"),
         ({"max_stage": 0, "first_epochs": 0, "final_epochs": 0}, "no epochs"),
     ],
@@ -352,7 +364,7 @@ def bpe(adds_ends: bool) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("adds_ends", [False, True])
 def test_bpe_tokenizers_get_whole_lines_and_their_own_begin_of_text(adds_ends: bool) -> None:
-    """Question and steps end in a newline; begin of text stands once, where the tokenizer adds it; its end only last."""
+    """Question and steps end in a newline; begin of text stands once if the tokenizer adds it; its end only last."""
     tokenizer = bpe(adds_ends)
     problem = Problem("Is a lempus a scrompus?", ("Every lempus is a scrompus.", "Zoë is one."), "yes")
     config = config_of()
@@ -369,7 +381,7 @@ def test_bpe_tokenizers_get_whole_lines_and_their_own_begin_of_text(adds_ends: b
 
 @pytest.mark.parametrize("method", ["coconut", "cot", "icot", "pause_as_thought"])
 def test_the_dry_run_of_the_demo_is_as_it_was(method: str) -> None:
-    """`cocot train demo --dry-run`: schedule, rates, sizes and one problem token by token, compared letter by letter."""
+    """`cocot train demo --dry-run`: schedule, rates, sizes, one problem token by token, compared letter by letter."""
     out, err = StringIO(), StringIO()
     command = ["train", "demo", "--dry-run", "--curriculum.method", method, "--data.num_train", "320"]
     command += ["--data.num_valid", "20"]

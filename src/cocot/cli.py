@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"cocot: {error}", file=sys.stderr)
+        return CocotError.exit_code
     except KeyboardInterrupt:
         print("cocot: interrupted.", file=sys.stderr)
         return 130
@@ -145,15 +148,30 @@ def _train(args: argparse.Namespace) -> int:
     _warn_of_batch(config, read_recipe(args.recipe))
     if args.dry_run:
         return _dry_run(config)
+    from cocot.plan import split_batch
     from cocot.training import train
 
+    _hush()
+    is_first = os.environ.get("RANK", "0") == "0"  # it speaks for all
+    if is_first:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        print(split_batch(config.train.batch_size, config.train.device_batch_size, world_size), file=sys.stderr)
     run = train(config, out)
-    if os.environ.get("RANK", "0") != "0":
-        return 0  # the first process speaks for all
+    if not is_first:
+        return 0
     for entry in run.finished_stages():
         print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
     print(f"model: {run.model}")
     return 0
+
+
+def _hush() -> None:
+    """Hugging Face's bars and hints would stand between our lines."""
+    from transformers.utils import logging
+
+    library: Any = logging  # has no annotations
+    library.disable_progress_bar()
+    library.set_verbosity_error()
 
 
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
@@ -186,6 +204,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     out = args.out or Path("runs") / Path(args.recipe).stem
     methods = args.methods.split(",")
+    _hush()
     rows = compare(args.recipe, args.overrides, methods, args.problems, out, args.jobs, args.data)
     print(f"\n{plain(rows)}\n\nfiles: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
     return 0
@@ -197,6 +216,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.model import load
     from cocot.report import plain
 
+    _hush()
     problems = _problems(args)
     model, tokenizer = load(args.model)
     records = evaluate(
@@ -224,6 +244,7 @@ def _ask(args: argparse.Namespace) -> int:
 
     if args.text_steps and args.thoughts:
         raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
+    _hush()
     model, tokenizer = load(args.model)
     given = answer(
         model,

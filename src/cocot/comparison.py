@@ -114,14 +114,14 @@ def compare(
         run = RunFolder(out / method)
         command = [sys.executable, "-m", "cocot", "train", recipe, "--out", str(run.path), *own]
         trainings.append(_Training(method, read_recipe(recipe, own), command, run))
-    problems = read_problems(test_file) if test_file else test_problems(trainings[0].config, num_problems)
+    problems = read_problems(test_file) if test_file else fresh_problems(trainings[0].config, num_problems)
     _train_all(trainings, jobs)
     rows = [_row(training, problems) for training in trainings]
     write_table(rows, out)
     return rows
 
 
-def test_problems(config: RunConfig, count: int) -> list[Problem]:
+def fresh_problems(config: RunConfig, count: int) -> list[Problem]:
     """Fresh problems like those of validation; no training or validation draws a negative seed."""
     settings = {**config.data.generate, **config.data.valid_generate}
     return tasks.get(config.data.task).generate(count, seed=-1 - config.seed, **settings)

@@ -314,12 +314,6 @@ class Encoder:
         Raises:
             DataError: the method needs steps and the problem has none.
         """
-        row = self.config.row
-        if row.removal != "all" and not problem.steps:
-            raise DataError(
-                f"method {self.config.method!r} needs written steps and a problem has none; "
-                "remove such problems or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
-            )
         index, is_final = stage.index, stage.is_final
         if self.mixes and draw.random() < self.config.stage_mix:
             num_earlier = index + 1 if is_final else index
@@ -339,6 +333,11 @@ class Encoder:
         return max(*lengths, len(self._encode(problem, stage.index, stage.is_final, Random(0)).input_ids), 0)
 
     def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
+        if self.config.row.removal != "all" and not problem.steps:
+            raise DataError(
+                f"method {self.config.method!r} needs written steps and a problem has none; "
+                "remove such problems or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
+            )
         num_thoughts = self._num_thoughts(len(problem.steps), index)
         start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
         text = [*self._steps_left(problem, index, is_final, draw), *problem.answer]

@@ -28,8 +28,10 @@ from transformers import (
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
@@ -171,19 +173,22 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:
-    """Add the `tokens` that `tokenizer` lacks; each starts as a copy of the token of `<<`, head row included.
+    """Add the `tokens` that `tokenizer` or `model` lacks; each starts as a copy of the token of `<<`, head included.
 
     A copy of a known token keeps the first losses small; the released Coconut code does the same.
     """
-    source = tokenizer.encode("<<", add_special_tokens=False)[0]
     missing = add_missing(tokenizer, tokens)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+    num_rows = cast(Any, model).get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # A tokenizer that served another model may know a token that this model has no row for yet.
+    new_ids = [_token_id(tokenizer, token) for token in tokens if token in missing]
+    new_ids += [_token_id(tokenizer, token) for token in tokens if _token_id(tokenizer, token) >= num_rows]
     tables: tuple[Any, ...] = (model.get_input_embeddings(), cast(Any, model).get_output_embeddings())
     with torch.no_grad():
-        for token in missing:
+        for token_id in new_ids:
             for table in tables:
-                table.weight[_token_id(tokenizer, token)] = table.weight[source]
+                table.weight[token_id] = table.weight[tokenizer.encode("<<", add_special_tokens=False)[0]]
 
 
 def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
@@ -204,7 +209,13 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
         ModelError: there is none.
     """
     with _explained(_model_folder(path_or_hub_id)) as source:
-        return AutoTokenizer.from_pretrained(source)
+        declared = get_tokenizer_config(source).get("tokenizer_class")
+        # For some model types (qwen2) AutoTokenizer puts its own rules in the place of those in tokenizer.json.
+        kind: Any = PreTrainedTokenizerFast if declared == "TokenizersBackend" else AutoTokenizer
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes up for a folder without one
+            raise ValueError("it has no tokenizer.")
+    return tokenizer
 
 
 def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -218,10 +229,14 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         The model, in `eval()` mode, and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, or the folder holds none.
+        ModelError: there is no such model, the folder holds none, or its weights are incomplete or not safetensors.
     """
     with _explained(_model_folder(path_or_hub_id)) as source:
-        model = AutoModelForCausalLM.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
+        settings = {"dtype": torch.float32, **kwargs, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
+        model, loading = loaded
+        if loading["missing_keys"]:  # Hugging Face fills these in at random
+            raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
     tokenizer = load_tokenizer(path_or_hub_id)
     return give_thoughts(model, tokenizer), tokenizer
 

@@ -48,6 +48,13 @@ class Batches:
     accumulation: int
     world_size: int
 
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"batch of {self.size} = {self.per_device} on a device"
+            f" x {self.accumulation} accumulated x {self.world_size} processes"
+        )
+
 
 def plan(config: RunConfig) -> list[PlannedStage]:
     """The stages of a run, the warm-up first; the last one always ends by the clock.

@@ -106,8 +106,9 @@ class StageTrainer(Trainer):
             train_dataset=data,
             data_collator=partial(collate, pad_id=_pad_id(tokenizer)),
             processing_class=tokenizer,
-            callbacks=[Journal(run, planned.stage.name)],
         )
+        self.journal = Journal(run, planned.stage.name)
+        self.add_callback(self.journal)
         self.remove_callback(PrinterCallback)
         self.pace = Pace(self)
         self.add_callback(self.pace)
@@ -171,7 +172,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise self._diverged("the weights are no longer numbers", self.state.global_step)
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -279,8 +280,8 @@ class Journal(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Close the bar."""
+    def close(self) -> None:
+        """Close the bar, however the stage ended: what is printed next gets a line of its own."""
         if self._bar is not None:
             self._bar.close()
 

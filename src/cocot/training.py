@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from random import Random
 from typing import Any, cast
 
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
@@ -250,7 +251,7 @@ def _run_stage(
     )
     checkpoint = next(reversed(complete_checkpoints(run.stage(stage.name))), None)
     _once(lambda: run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1))
-    with trainer.pace.listening():
+    with trainer.pace.listening(), closing(trainer.journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _once(lambda: _finish_stage(run, stages))
     num_finished = len(run.finished_stages())

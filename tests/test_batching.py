@@ -1,0 +1,176 @@
+"""Promises of `batching`: end-aligned batches, and epochs that depend on the seed and their number alone."""
+
+import random
+from functools import partial
+
+import pytest
+from conftest import PROBLEMS, TOKENIZER
+
+from cocot.batching import EpochSampler, StageData, collate
+from cocot.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule, tokenize
+from cocot.errors import DataError
+from cocot.tasks.problem import Problem
+
+PAD = TOKENIZER.pad_token_id
+ENCODER = Encoder(CurriculumConfig(max_stage=2, epochs_per_stage=1, stage_mix=0.5), TOKENIZER)
+STAGES = schedule(ENCODER.config)
+
+
+def same_problems(_epoch):
+    """The same problems every epoch."""
+    return PROBLEMS
+
+
+def make_data(seed="seed", problems=same_problems, max_length=None, stage=STAGES[2]):
+    return StageData(ENCODER, stage, seed, problems, max_length)
+
+
+def read(data, epoch):
+    """All that `data` holds in an epoch."""
+    data.set_epoch(epoch)
+    return [data[index] for index in range(len(data))]
+
+
+# Batches
+
+
+def make_example(before, after):
+    """A prompt of `before` tokens and a text of `after`; every token is its own number, from 1."""
+    ids = list(range(1, before + after + 1))
+    return Example(ids, [IGNORED] * before + ids[before:], before, 0)
+
+
+def test_a_batch_is_end_aligned():
+    """Texts begin in one column; padding left and right is masked and has no label."""
+    batch = collate([make_example(2, 1), make_example(4, 2), make_example(1, 3)], pad_id=99)
+    assert batch["input_ids"].tolist() == [
+        [99, 99, 1, 2, 3, 99, 99],
+        [1, 2, 3, 4, 5, 6, 99],
+        [99, 99, 99, 1, 2, 3, 4],
+    ]
+    assert batch["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [
+        [IGNORED] * 4 + [3, IGNORED, IGNORED],
+        [IGNORED] * 4 + [5, 6, IGNORED],
+        [IGNORED] * 4 + [2, 3, 4],
+    ]
+
+
+def test_thoughts_of_all_rows_end_in_one_column():
+    """Rows of real problems, at several stages: every first label stands in the column of the others."""
+    examples = [
+        ENCODER(tokenize(problem, TOKENIZER), STAGES[index % len(STAGES)], random.Random(index))
+        for index, problem in enumerate(PROBLEMS)
+    ]
+    batch = collate(examples, PAD)
+    firsts = {(row != IGNORED).nonzero()[0].item() for row in batch["labels"]}
+    assert len({example.num_thoughts for example in examples}) > 1
+    assert firsts == {max(example.prompt_length for example in examples)}
+    for row, mask, labels, example in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], examples, strict=True
+    ):
+        assert row[mask.bool()].tolist() == example.input_ids
+        assert labels[mask.bool()].tolist() == example.labels
+        assert set(row[~mask.bool()].tolist()) <= {PAD}
+        assert set(labels[~mask.bool()].tolist()) <= {IGNORED}
+
+
+def test_one_row_has_no_padding():
+    """A batch of one is the row."""
+    batch = collate([make_example(3, 2)], PAD)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert batch["attention_mask"].all()
+
+
+# Epochs
+
+
+def test_an_epoch_depends_on_seed_and_number_alone():
+    """Same seed and epoch, same examples, whatever was read before; another epoch or seed mixes otherwise."""
+    data = make_data()
+    first, second = read(data, 0), read(data, 1)
+    assert read(data, 0) == first
+    assert read(make_data(), 1) == second
+    assert make_data()[5] == first[5]
+    assert first != second
+    assert read(make_data("another"), 0) != first
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    """Same seed and epoch, same order; another epoch or seed, another; each in whole batches without repeats."""
+    data = make_data()
+    orders = {}
+    for seed in ("a", "b"):
+        for epoch in (0, 1):
+            data.set_epoch(epoch)
+            sampler = EpochSampler(data, seed, batch_size=7)
+            orders[seed, epoch] = list(sampler)
+            assert list(sampler) == orders[seed, epoch]
+            assert len(sampler) == len(orders[seed, epoch]) == 21
+            assert len(set(orders[seed, epoch])) == 21
+            assert set(orders[seed, epoch]) <= set(range(len(PROBLEMS)))
+    assert len(set(map(tuple, orders.values()))) == 4
+    fresh = make_data()
+    fresh.set_epoch(1)
+    assert list(EpochSampler(fresh, "a", 7)) == orders["a", 1]
+    assert set(orders["a", 0]) != set(orders["a", 1]), "the same problems are left out every epoch"
+
+
+def test_one_sampler_follows_the_epoch():
+    """A sampler made once gives each epoch the order of that epoch."""
+    data = make_data()
+    sampler = EpochSampler(data, "a", 4)
+    first = list(sampler)
+    data.set_epoch(1)
+    assert list(sampler) != first
+    data.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_fewer_problems_than_a_batch_are_no_batch():
+    """Whole batches only."""
+    assert list(EpochSampler(make_data(), "a", len(PROBLEMS) + 1)) == []
+
+
+def test_an_epoch_may_have_problems_of_its_own():
+    """Problems that change from epoch to epoch are read anew."""
+    data = make_data(problems=lambda epoch: PROBLEMS[epoch * 4 : epoch * 4 + 4], stage=STAGES[0])
+    for epoch in (0, 2, 0):
+        expected = [ENCODER(tokenize(problem, TOKENIZER), STAGES[0], random.Random(0)) for problem in
+                    PROBLEMS[epoch * 4 : epoch * 4 + 4]]  # fmt: skip
+        assert read(data, epoch) == expected
+
+
+# Lengths
+
+
+def test_too_long_problems_are_counted():
+    """Nothing is cut: the error says how many are too long, how long the longest is, and what the limit is."""
+    short = Problem("0 1", ("1 ; 2",), "2")
+    long = Problem(" ".join("0" * 30), ("1 ; 2", "2 ; 3"), "2")
+    make = partial(make_data, problems=lambda _: [short, long, short], stage=STAGES[0])
+    length = len(make()[1].input_ids)
+    make(max_length=length)
+    with pytest.raises(DataError, match=rf"1 of 3 problems .* context of {length - 1} tokens .* takes {length}, "):
+        make(max_length=length - 1)
+    with pytest.raises(DataError, match="3 of 3 problems"):
+        make(max_length=3)
+
+
+def test_lengths_count_what_mixing_may_read():
+    """A stage that mixes in earlier ones needs room for their longest text; what fits is never longer than said."""
+    long = Problem("0", (" ".join("1" * 40), "2 ; 3"), "2")
+    data = make_data(problems=lambda _: [long], stage=STAGES[2])
+    longest = max(len(read(data, epoch)[0].input_ids) for epoch in range(20))
+    assert longest > 40
+    make_data(problems=lambda _: [long], stage=STAGES[2], max_length=longest)
+    with pytest.raises(DataError, match=f"takes {longest}, "):
+        make_data(problems=lambda _: [long], stage=STAGES[2], max_length=longest - 1)
+
+
+def test_later_epochs_are_measured_too():
+    """A problem that is too long is found in whichever epoch it comes."""
+    short, long = Problem("0", ("1",), "2"), Problem(" ".join("0" * 50), ("1 ; 2",), "2")
+    data = make_data(problems=lambda epoch: [long] if epoch else [short], max_length=40, stage=STAGES[0])
+    with pytest.raises(DataError, match="context of 40"):
+        data.set_epoch(1)

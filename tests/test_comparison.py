@@ -1,0 +1,81 @@
+"""Promises of `cocot compare`: equal training, the same questions, one table; stopped, it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs_support import TINY_INIT, environment, tiny_config, write_recipe
+
+from cocot.cli import main
+from cocot.comparison import fresh_problems
+from cocot.evaluation import wilson_interval
+from cocot.runs import RunFolder, complete_checkpoints
+
+KEYS = ["method", "accuracy", "low", "high", "tokens", "seconds_per_question", "problems", "train_problems"]
+
+
+def interrupt_once(run: RunFolder) -> None:
+    """Press Ctrl-C as soon as the run has logged something."""
+    end = time.monotonic() + 90
+    while not run.metrics.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C saves the training that runs (exit code 130); the same call completes it, and writes the table.
+
+    Both methods see as many training problems and the same fresh questions.
+    """
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    init = replace(TINY_INIT, settings={"n_positions": 128})
+    config = tiny_config(init=init, curriculum={"epochs_per_stage": 8}, data={"num_train": 16})
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    out = tmp_path / "out"
+    command = ["compare", str(recipe), "--methods", "cot,coconut", "--problems", "9", "--out", str(out)]
+    first = RunFolder(out / "cot")
+    presser = threading.Thread(target=interrupt_once, args=[first])
+    presser.start()
+    assert main(command) == 130
+    presser.join()
+    assert "Go on with:" in capsys.readouterr().err
+    assert not (out / "table.json").exists()
+    assert not first.model.exists()
+    assert complete_checkpoints(first.stage("stage_0"))
+    num_entries = len(first.read_log())
+    assert main(command) == 0
+    assert len(first.read_log()) > num_entries
+    rows = json.loads((out / "table.json").read_text())
+    assert [list(row) for row in rows] == [KEYS, KEYS]
+    assert [row["method"] for row in rows] == ["cot", "coconut"]
+    questions = [problem.question for problem in fresh_problems(config, 9)]
+    for row in rows:
+        answers = [json.loads(line) for line in (out / row["method"] / "answers.jsonl").read_text().splitlines()]
+        assert [answer["question"] for answer in answers] == questions
+        num_correct = sum(answer["is_correct"] for answer in answers)
+        assert (row["low"], row["high"]) == wilson_interval(num_correct, 9)
+        assert row["accuracy"] == num_correct / 9
+        assert row["problems"] == 9
+        assert row["train_problems"] == 10 * 16
+    assert (out / "table.md").read_text().count("\n") == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("method", "co"))] == ["method", "cot", "coconut"]
+
+
+def test_the_questions_are_fresh() -> None:
+    """Test problems depend on the seed alone, look like those of validation, and are none of them."""
+    config = tiny_config()
+    problems = fresh_problems(config, 20)
+    assert fresh_problems(config, 20) == problems
+    assert fresh_problems(tiny_config(seed=1), 20) != problems
+    assert {len(problem.steps) for problem in problems} == {2}

@@ -1,0 +1,102 @@
+"""Promises of evaluation: honest intervals, one record a problem in the order of the problems, means that add up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import torch
+from runs_support import TINY_INIT
+
+from cocot.errors import DataError
+from cocot.evaluation import Record, evaluate, summarise, wilson_interval, write_records
+from cocot.model import give_thoughts
+from cocot.scratch import build_model, build_tokenizer
+from cocot.tasks.problem import Problem
+from cocot.tasks.prosqa import ProsQA
+
+RECORD = Record("q", "a", "a", "### a", True, 5, 2, True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("num_correct", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_is_the_published_one(num_correct: int, count: int, low: float, high: float) -> None:
+    """The score intervals of Newcombe, Statistics in Medicine 17 (1998), table I."""
+    assert wilson_interval(num_correct, count) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("num_correct", "count"), [(0, 1), (1, 1), (1, 10), (9, 10), (970, 1000), (1000, 1000)])
+def test_wilson_interval_solves_its_equation(num_correct: int, count: int) -> None:
+    """Its ends are the shares p from which the seen share lies 1.96 of p's own standard errors away."""
+    for end in wilson_interval(num_correct, count):
+        distance = abs(num_correct / count - end)
+        assert distance == pytest.approx(1.959964 * sqrt(end * (1 - end) / count), rel=1e-5)
+
+
+def test_a_summary_counts_and_averages() -> None:
+    """Accuracy, means of tokens and seconds, the count; an incomplete answer counts by what it says."""
+    records = [RECORD, replace(RECORD, is_correct=False, num_tokens=8, seconds=1.5), RECORD, RECORD]
+    summary = summarise(records)
+    assert (summary.accuracy, summary.tokens, summary.seconds_per_question, summary.problems) == (0.75, 5.75, 0.75, 4)
+    assert (summary.low, summary.high) == wilson_interval(3, 4)
+
+
+def test_records_are_lines_that_read_back(tmp_path: Path) -> None:
+    """One JSON object a line, letters as they are; a second call replaces the file."""
+    path = tmp_path / "new" / "eval.jsonl"
+    strange = replace(RECORD, question="Zoë\nor not?")
+    write_records(path, [RECORD])
+    write_records(path, [strange, RECORD])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [Record(**json.loads(line)) for line in lines] == [strange, RECORD]
+    assert "Zoë" in lines[0]
+
+
+class Exact:
+    """A task that wants the answer letter by letter."""
+
+    name = "exact"
+
+    def generate(self, count: int, *, seed: int) -> list[Problem]:
+        return []
+
+    def is_correct(self, problem: Problem, text: str) -> bool:
+        return text == problem.answer
+
+    def report(self, problems: list[Problem]) -> dict[str, float]:
+        return {}
+
+
+def test_every_problem_gets_its_own_record_in_its_place() -> None:
+    """Records stand in the problems' order, whatever the batches; what the model says is graded by the task."""
+    problems = ProsQA().generate(5, seed=0, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=1)
+    tokenizer = build_tokenizer(problems)
+    torch.manual_seed(0)
+    model = give_thoughts(build_model(replace(TINY_INIT, settings={"initializer_range": 0.5}), tokenizer), tokenizer)
+    alone = [evaluate(model, tokenizer, Exact(), [item], num_thoughts=2, max_new_tokens=4)[0] for item in problems]
+    said = [record.answer for record in alone]
+    assert len(set(said)) > 1, "the model says the same to every question: the test proves nothing"
+    right = [replace(item, answer=text) for item, text in zip(problems, said, strict=True)]
+    right[2] = problems[2]
+    records = evaluate(model, tokenizer, Exact(), right, num_thoughts=2, max_new_tokens=4, batch_size=2)
+    assert [record.question for record in records] == [item.question for item in problems]
+    assert [record.answer for record in records] == said
+    assert [record.is_correct for record in records] == [True, True, False, True, True]
+    for record in records:
+        assert record.num_thoughts == 2
+        assert 2 < record.num_tokens <= 6
+        assert record.seconds > 0
+    model.train()
+    assert [record.answer for record in evaluate(model, tokenizer, Exact(), right, num_thoughts=2, max_new_tokens=4)]
+    assert model.training
+
+
+def test_no_problems_are_refused() -> None:
+    """An accuracy of nothing is an error, not a division by zero."""
+    with pytest.raises(DataError, match="no problems to evaluate on"):
+        evaluate(None, None, Exact(), [])  # type: ignore[arg-type]

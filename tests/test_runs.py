@@ -1,0 +1,157 @@
+"""Promises of the run folder: one run each, one writer each, whole files only, and a log that can be cut back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs_support import tiny_config, write_recipe
+
+from cocot.cli import main
+from cocot.config import WarmupConfig
+from cocot.errors import RunError
+from cocot.runs import (
+    RunFolder,
+    complete_checkpoints,
+    environment,
+    fingerprint,
+    mark_complete,
+    prune_checkpoints,
+    replaced,
+    write_json,
+    write_text,
+)
+from cocot.tasks.prosqa import ProsQA
+
+CONFIG = tiny_config()
+
+
+def test_a_folder_is_taken_up_by_the_same_run(tmp_path: Path) -> None:
+    """The same settings open a run's folder again; settings survive their way through config.yaml."""
+    config = tiny_config(data={"warmup": WarmupConfig(generate={"layers": [1, 2]})})
+    for _ in range(2):
+        run = RunFolder(tmp_path / "run")
+        run.open(config)
+        run.close()
+
+
+def test_another_runs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+    """Other settings are a RunError that lists each of them, old and new, and no other."""
+    run = RunFolder(tmp_path)
+    run.open(CONFIG)
+    run.close()
+    other = replace(CONFIG, seed=3, train=replace(CONFIG.train, learning_rate=0.5, stage_learning_rate={"final": 0.5}))
+    with pytest.raises(RunError) as caught:
+        RunFolder(tmp_path).open(other)
+    listed = str(caught.value).split("belongs to another run: ")[1].split(". Choose another --out")[0]
+    assert sorted(listed.split("; ")) == [
+        "seed was 0, is now 3",
+        "train.learning_rate was 0.003, is now 0.5",
+        "train.stage_learning_rate.final was None, is now 0.5",
+    ]
+
+
+def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A folder with somebody's files is no place for a run; nothing is written into it."""
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        RunFolder(tmp_path).open(CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    """A run that was begun on some data does not go on with other data; the first description stays."""
+    run = RunFolder(tmp_path)
+    run.describe(CONFIG, "a" * 64)
+    before = (tmp_path / "run.json").read_bytes()
+    run.describe(CONFIG, "a" * 64)
+    with pytest.raises(RunError, match="begun on other data \\(fingerprint aaaaaaaaaaaa, now bbbbbbbbbbbb\\)"):
+        run.describe(CONFIG, "b" * 64)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_the_fingerprint_knows_problems_and_their_order() -> None:
+    """The same problems have the same fingerprint; another problem or another order has another."""
+    problems = ProsQA().generate(3, seed=0)
+    assert fingerprint(problems) == fingerprint(list(problems))
+    assert fingerprint(problems[::-1]) != fingerprint(problems)
+    assert fingerprint([*problems[:2], replace(problems[2], steps=())]) != fingerprint(problems)
+
+
+def test_two_cannot_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While one holds the folder another is refused in one line, with exit code 2; afterwards it is free."""
+    run = RunFolder(tmp_path / "run")
+    run.open(CONFIG)
+    recipe = write_recipe(tmp_path / "mine.yaml", CONFIG)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("cocot: another process is training in ")
+    assert message.count("\n") == 1
+    run.close()
+    again = RunFolder(tmp_path / "run")
+    again.open(CONFIG)
+    again.close()
+
+
+def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
+    """Checkpoints are found in the order of their steps, unfinished ones not at all; pruning keeps the newest."""
+    for step in (2, 10, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 10, 9):
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+    prune_checkpoints(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_the_log_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
+    """Later entries of the stage go, those of other stages stay, and so does a line that a kill cut off not."""
+    run = RunFolder(tmp_path)
+    for stage, step in (("stage_0", 8), ("stage_1", 3), ("stage_1", 4), ("stage_1", 5)):
+        run.log({"stage": stage, "step": step})
+    with run.metrics.open("a") as file:
+        file.write('{"stage": "sta')
+    assert len(run.read_log()) == 4
+    run.rewind_log("stage_1", 4)
+    run.log({"stage": "stage_1", "step": 5, "again": True})
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("stage_0", 8),
+        ("stage_1", 3),
+        ("stage_1", 4),
+        ("stage_1", 5),
+    ]
+    assert lines[-1]["again"]
+
+
+def test_files_and_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """When writing fails half-way the old file and folder are as they were; else the new ones stand alone."""
+    file, folder = tmp_path / "state.json", tmp_path / "best"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "b" * 9999 + "\ud800")
+    assert json.loads(file.read_text()) == {"a": 1}
+    for attempt, content in enumerate(("old", "lost", "new")):
+        try:
+            with replaced(folder) as partial:
+                (partial / f"{content}.txt").write_text(content)
+                if content == "lost":
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert attempt == 1
+            assert [path.name for path in folder.iterdir()] == ["old.txt"]
+    assert [path.name for path in folder.iterdir()] == ["new.txt"]
+    write_text(file, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "state.json"]
+
+
+def test_the_environment_block_names_what_bug_reports_need() -> None:
+    """Versions of every package that decides numbers, Python, platform, commit."""
+    block = environment()
+    assert set(block["versions"]) >= {"cocot", "torch", "transformers", "accelerate", "tokenizers"}
+    assert "not installed" not in block["versions"].values()
+    assert block["commit"] is None or len(block["commit"].rstrip("+")) >= 12
