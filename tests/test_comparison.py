@@ -38,7 +38,7 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     """
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    init = replace(TINY_INIT, settings={"n_positions": 128})
+    init = replace(TINY_INIT, settings={"n_positions": 64})
     config = tiny_config(init=init, curriculum={"epochs_per_stage": 8}, data={"num_train": 16})
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     out = tmp_path / "out"

@@ -110,6 +110,8 @@ def test_accumulated_is_one_big_batch(thoughts):
     parts = [step(model, input_ids=ids[at], labels=labels[at], num_items_in_batch=num_items) for at in ([0], [1, 2, 3])]
     assert close(sum(part for part, _ in parts), loss)
     assert all(close(sum(part[key] for _, part in parts), expected[key]) for key in expected)
+    with torch.no_grad():
+        assert close(model.eval()(input_ids=ids, labels=labels, num_items_in_batch=2 * num_items).loss, loss / 2)
 
 
 @pytest.mark.parametrize("thoughts", [(), (3, 4)], ids=["text", "thoughts"])
@@ -130,6 +132,14 @@ def test_logits_to_keep(keep):
     with torch.no_grad():
         every, some = model(input_ids=ids).logits, model(input_ids=ids, logits_to_keep=keep).logits
     assert close(some, every[:, -keep:] if isinstance(keep, int) else every[:, keep])
+
+
+def test_the_cache_is_returned_when_asked_for():
+    """Sliding layers keep their window alone; training without `use_cache` returns no cache."""
+    model, ids = make_thinker("qwen2"), make_ids(thoughts=(3, 4))
+    layers = model(input_ids=ids, use_cache=True).past_key_values.layers
+    assert [layer.keys.shape[-2] for layer in layers] == [CONFIGS["qwen2"]["sliding_window"] - 1, ids.shape[1]]
+    assert model.train()(input_ids=ids, labels=labels_of(ids)).past_key_values is None
 
 
 # The object

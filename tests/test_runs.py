@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,11 +86,11 @@ def test_two_cannot_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFi
     run = RunFolder(tmp_path / "run")
     run.open(CONFIG)
     recipe = write_recipe(tmp_path / "mine.yaml", CONFIG)
-    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    with closing(run):
+        assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert message.startswith("cocot: another process is training in ")
     assert message.count("\n") == 1
-    run.close()
     again = RunFolder(tmp_path / "run")
     again.open(CONFIG)
     again.close()

@@ -292,6 +292,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
     assert accuracies(tmp_path / "one") == accuracies(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == 2
+    assert done.stderr.count("batch of 8 = 4 on a device x 1 accumulated x 2 processes\n") == 1
     assert done.stdout.count("model: ") == 1
     states = sorted(path.name for path in (tmp_path / "two").rglob("rng_state*"))
     assert states == ["rng_state_0.pth"] * 2 + ["rng_state_1.pth"] * 2

@@ -76,10 +76,13 @@ class StageData(Dataset[Example]):
         self._encoder, self._stage, self._seed = encoder, stage, seed
         self._problems_of_epoch, self._max_length = problems_of_epoch, max_length
         self._source: Sequence[Problem] | None = None
+        self.epoch = -1
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to the problems of `epoch`."""
+        if epoch == self.epoch:
+            return
         self.epoch = epoch
         problems = self._problems_of_epoch(epoch)
         if problems is not self._source:

@@ -148,17 +148,12 @@ def _train(args: argparse.Namespace) -> int:
     _warn_of_batch(config, read_recipe(args.recipe))
     if args.dry_run:
         return _dry_run(config)
-    from cocot.plan import split_batch
     from cocot.training import train
 
     _hush()
-    is_first = os.environ.get("RANK", "0") == "0"  # it speaks for all
-    if is_first:
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        print(split_batch(config.train.batch_size, config.train.device_batch_size, world_size), file=sys.stderr)
     run = train(config, out)
-    if not is_first:
-        return 0
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first process speaks for all
     for entry in run.finished_stages():
         print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
     print(f"model: {run.model}")

@@ -175,7 +175,8 @@ def _row(training: _Training, problems: Sequence[Problem]) -> dict[str, Any]:
     """Evaluate a trained model; its answers go beside it."""
     settings = training.config.train
     model, tokenizer = load(training.run.model)
-    answer(model, tokenizer, [problem.question for problem in problems[: settings.eval_batch_size]])  # warms up
+    first = [problem.question for problem in problems[: settings.eval_batch_size]]
+    answer(model, tokenizer, first, max_new_tokens=settings.eval_max_new_tokens)  # warms up, for the timing's sake
     records = evaluate(
         model,
         tokenizer,

@@ -53,7 +53,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """A stage before the first, in words, on easier problems.
+    """A stage before the first: like the method's own first stage, on easier problems.
 
     Attributes:
         generate: Settings that replace those of `data.generate`, for example `{width: 1}`.

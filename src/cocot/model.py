@@ -89,8 +89,7 @@ class Thoughts:
         has_latent = is_latent is not None and bool(is_latent.any())
         gathers = model.training and labels is not None and input_ids is not None
         if position_ids is None and input_ids is not None and _has_padding(attention_mask):
-            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = _positions(input_ids, attention_mask, num_past)
+            position_ids = _positions(attention_mask, input_ids.shape[1])
         if not has_latent and not gathers:
             passed = {} if num_items is None else {"num_items_in_batch": num_items}
             return super().forward(  # type: ignore[misc]
@@ -111,8 +110,6 @@ class Thoughts:
         if has_latent:
             _check_thinkable(model, is_latent, attention_mask, past_key_values)
         cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
-        if position_ids is None:
-            position_ids = _positions(input_ids, attention_mask, cache.get_seq_length())
         hidden = think(
             model.get_decoder(),
             model.get_input_embeddings()(input_ids),
@@ -352,13 +349,10 @@ def _has_padding(attention_mask: Any) -> bool:
     return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not bool(attention_mask.all())
 
 
-def _positions(input_ids: Tensor, attention_mask: Any, num_past: int) -> Tensor:
+def _positions(attention_mask: Tensor, num_columns: int) -> Tensor:
     """Positions that count each row's own tokens, (batch, columns): left padding must not shift them."""
-    num_columns = input_ids.shape[1]
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        counted = attention_mask.long().cumsum(dim=1) - 1
-        return counted.clamp(min=0)[:, -num_columns:]
-    return torch.arange(num_past, num_past + num_columns, device=input_ids.device).expand(input_ids.shape)
+    counted = attention_mask.long().cumsum(dim=1) - 1
+    return counted.clamp(min=0)[:, -num_columns:]
 
 
 def _gathered_loss(model: Any, hidden: Tensor, labels: Tensor, num_items: Any) -> Tensor:

@@ -30,6 +30,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.config import TrainConfig
@@ -292,6 +293,10 @@ def _arguments(
     schedulers = [scheduler.value for scheduler in SchedulerType]
     if config.lr_scheduler not in schedulers:
         raise ConfigError(f"train.lr_scheduler is {config.lr_scheduler!r}; choose one of: {', '.join(schedulers)}.")
+    available: Any = get_available_reporting_integrations  # has no annotations
+    absent = sorted(set(config.report_to) - set(available()))
+    if absent:
+        raise ConfigError(f"train.report_to names {', '.join(absent)}, which is not installed; pip install it.")
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=planned.stage.num_epochs,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ def _train_stages(
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
     _check_lengths(config, stages[-1], model, encoder, data)
+    _once(lambda: print(batches, file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
         _run_stage(config, stages, model, encoder, data, batches, run)
 
