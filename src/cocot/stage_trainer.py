@@ -30,7 +30,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.config import TrainConfig
