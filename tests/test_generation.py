@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 import cocot
 from cocot.curriculum import SPECIAL_TOKENS, ThoughtSettings, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.generation import answer
+from cocot.generation import _room, answer
 from cocot.model import thought_settings
 
 EOS = TOKENIZER.eos_token_id
@@ -343,3 +343,15 @@ def test_as_many_thoughts_as_trained_with():
     assert (by_default.output, by_default.num_tokens) == (by_number.output, by_number.num_tokens)
     assert by_default.num_thoughts == 3
     assert answer(model, TOKENIZER, ["0 1"], 1, 4)[0].num_thoughts == 1
+
+
+def test_without_a_limit_an_answer_takes_the_room_that_is_left():
+    """`max_new_tokens=None` asks for what the context has room for, so that the command line suits small contexts."""
+    model, ids = thinker("llama"), prompt_of("0 1", 2)
+    limit = model.config.max_position_embeddings
+    assert _room([ids], None, model) == min(256, limit - len(ids))
+    assert _room([ids], limit - len(ids), model) == limit - len(ids)
+    with pytest.raises(DataError, match="do not fit"):
+        _room([ids], limit - len(ids) + 1, model)
+    with pytest.raises(DataError, match="do not fit"):
+        _room([[0] * limit], None, model)

@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", default="prosqa")
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, default=128)
+    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
     sub.add_argument(
         "--out", type=Path, help="JSONL file of one record a problem (default: eval.jsonl beside the model)"
     )
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("question")
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
-    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
 
     sub = add("data", _data, "make problems, with their statistics")
     sub.add_argument("task", help="prosqa")

@@ -81,7 +81,7 @@ def evaluate(
     *,
     num_thoughts: int | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = 64,
     shows_progress: bool = False,
 ) -> list[Record]:
     """Ask the model every problem and grade its answers.
@@ -93,7 +93,7 @@ def evaluate(
         problems: What to ask.
         num_thoughts: Thoughts before each answer; None for as many as the model was trained with.
         batch_size: Questions a batch.
-        max_new_tokens: Longest text after the thoughts, in tokens.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for.
         shows_progress: Whether to show a bar with the time left.
 
     Raises:

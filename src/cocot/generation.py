@@ -22,6 +22,8 @@ from cocot.curriculum import ANSWER_MARK, ThoughtSettings, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.model import thought_settings
 
+_MOST_NEW_TOKENS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,7 +52,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[str],
     num_thoughts: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = 64,
     batch_size: int = 32,
     *,
     streamer: BaseStreamer | None = None,
@@ -63,7 +65,7 @@ def answer(
         tokenizer: Its tokenizer.
         questions: Any number of questions.
         num_thoughts: Thoughts before the text; None for as many as the model was trained with.
-        max_new_tokens: Longest text after the thoughts, in tokens.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for, at most 256.
         batch_size: Questions a batch.
         streamer: Receives the tokens as they are written; for a single question.
         on_batch: Called after every batch with the number of questions it answered.
@@ -79,13 +81,13 @@ def answer(
     settings = thought_settings(model)
     count = _num_thoughts(settings, num_thoughts)
     prompts = [encode_question(text, count, settings, tokenizer) for text in questions]
-    _check_lengths(prompts, max_new_tokens, model)
+    room = _room(prompts, max_new_tokens, model)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
-        written = _generate(model, tokenizer, [prompts[index] for index in batch], max_new_tokens, streamer)
+        written = _generate(model, tokenizer, [prompts[index] for index in batch], room, streamer)
         seconds = (time.perf_counter() - began) / len(batch)
         for index, tokens in zip(batch, written, strict=True):
             answers[index] = _read(tokens, count, seconds, tokenizer)
@@ -146,13 +148,17 @@ def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
     return count
 
 
-def _check_lengths(prompts: list[list[int]], max_new_tokens: int, model: Any) -> None:
+def _room(prompts: list[list[int]], asked: int | None, model: Any) -> int:
+    """How many tokens an answer may take: as many as asked for, by default what the context has room for."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
-        too_long = sum(len(ids) + max_new_tokens > limit for ids in prompts)
+    room = _MOST_NEW_TOKENS if limit is None else min(_MOST_NEW_TOKENS, limit - longest)
+    wanted = max(1, room) if asked is None else asked
+    if limit is not None and longest + wanted > limit:
+        too_long = sum(len(ids) + wanted > limit for ids in prompts)
         raise DataError(
             f"{too_long} of {len(prompts)} questions do not fit: the longest has {longest} tokens, thoughts included, "
-            f"and may be answered in {max_new_tokens}, but the model reads {limit}. "
+            f"and may be answered in {wanted}, but the model reads {limit}. "
             "Shorten them, lower max_new_tokens, or take a model with a longer context."
         )
+    return wanted

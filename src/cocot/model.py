@@ -252,7 +252,7 @@ def _explained(source: str) -> Iterator[str]:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"cannot load a model from {source!r}: {reason} "
+            f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "
             "Give a folder with config.json, model.safetensors and tokenizer.json, or the id of a model on the Hub."
         ) from error
 
