@@ -33,6 +33,8 @@ from cocot.errors import RunError
 from cocot.tasks.problem import Problem
 
 _COMPLETE = "complete"
+_NOTES = {"cost": "", "result": ""}
+"""What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
@@ -55,7 +57,8 @@ class RunFolder:
         resolved = json.loads(json.dumps(asdict(config)))
         file = self.path / "config.yaml"
         if file.exists():
-            difference = _difference(yaml.safe_load(file.read_text()), resolved)
+            known = yaml.safe_load(file.read_text())
+            difference = _difference({**known, **_NOTES}, {**resolved, **_NOTES})
             if difference:
                 raise RunError(
                     f"{self.path} belongs to another run: {'; '.join(difference)}. "
