@@ -9,7 +9,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -79,13 +78,3 @@ def make_thinker(name, seed=0, **settings):
 def tokenizer():
     """One token a word of ProsQA; read it, do not change it."""
     return TOKENIZER
-
-
-@pytest.fixture(scope="session")
-def shared_data():
-    """The folder of real data sets."""
-    root = Path(__file__).resolve().parents[1]
-    folder = Path(os.environ.get("COCOT_DATA", root.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}: set COCOT_DATA to the folder that holds it")
-    return folder
