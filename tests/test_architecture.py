@@ -18,7 +18,7 @@ FLOORS = (
     ("errors",),
     ("tasks.problem", "tasks.files", "tasks.prosqa", "tasks"),
     ("curriculum", "config", "recipe_files", "plan"),
-    ("thinking",),
+    ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation",),
     ("evaluation",),

@@ -4,7 +4,7 @@ import random
 from functools import partial
 
 import pytest
-from conftest import PROBLEMS, TOKENIZER
+from conftest import LATENT_ID, PROBLEMS, TOKENIZER
 
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule, tokenize
@@ -42,7 +42,7 @@ def make_example(before, after):
 
 def test_a_batch_is_end_aligned():
     """Texts begin in one column; padding left and right is masked and has no label."""
-    batch = collate([make_example(2, 1), make_example(4, 2), make_example(1, 3)], pad_id=99)
+    batch = collate([make_example(2, 1), make_example(4, 2), make_example(1, 3)], pad_id=99, latent_id=LATENT_ID)
     assert batch["input_ids"].tolist() == [
         [99, 99, 1, 2, 3, 99, 99],
         [1, 2, 3, 4, 5, 6, 99],
@@ -62,7 +62,7 @@ def test_thoughts_of_all_rows_end_in_one_column():
         ENCODER(tokenize(problem, TOKENIZER), STAGES[index % len(STAGES)], random.Random(index))
         for index, problem in enumerate(PROBLEMS)
     ]
-    batch = collate(examples, PAD)
+    batch = collate(examples, PAD, LATENT_ID)
     firsts = {(row != IGNORED).nonzero()[0].item() for row in batch["labels"]}
     assert len({example.num_thoughts for example in examples}) > 1
     assert firsts == {max(example.prompt_length for example in examples)}
@@ -77,7 +77,7 @@ def test_thoughts_of_all_rows_end_in_one_column():
 
 def test_one_row_has_no_padding():
     """A batch of one is the row."""
-    batch = collate([make_example(3, 2)], PAD)
+    batch = collate([make_example(3, 2)], PAD, LATENT_ID)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["attention_mask"].all()
 
@@ -103,7 +103,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     for seed in ("a", "b"):
         for epoch in (0, 1):
             data.set_epoch(epoch)
-            sampler = EpochSampler(data, seed, batch_size=7)
+            sampler = EpochSampler(data, seed, batch_size=7, by_length=True)
             orders[seed, epoch] = list(sampler)
             assert list(sampler) == orders[seed, epoch]
             assert len(sampler) == len(orders[seed, epoch]) == 21
@@ -112,14 +112,14 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert len(set(map(tuple, orders.values()))) == 4
     fresh = make_data()
     fresh.set_epoch(1)
-    assert list(EpochSampler(fresh, "a", 7)) == orders["a", 1]
+    assert list(EpochSampler(fresh, "a", 7, True)) == orders["a", 1]
     assert set(orders["a", 0]) != set(orders["a", 1]), "the same problems are left out every epoch"
 
 
 def test_one_sampler_follows_the_epoch():
     """A sampler made once gives each epoch the order of that epoch."""
     data = make_data()
-    sampler = EpochSampler(data, "a", 4)
+    sampler = EpochSampler(data, "a", 4, True)
     first = list(sampler)
     data.set_epoch(1)
     assert list(sampler) != first
@@ -129,7 +129,7 @@ def test_one_sampler_follows_the_epoch():
 
 def test_fewer_problems_than_a_batch_are_no_batch():
     """Whole batches only."""
-    assert list(EpochSampler(make_data(), "a", len(PROBLEMS) + 1)) == []
+    assert list(EpochSampler(make_data(), "a", len(PROBLEMS) + 1, True)) == []
 
 
 def test_an_epoch_may_have_problems_of_its_own():

@@ -315,7 +315,7 @@ def test_a_diverging_stage_stops_and_keeps_what_was_good(
     config = tiny_config(train={"stage_learning_rate": {"final": rate}, "save_steps": 1})
     if "weights" in what:
         monkeypatch.setattr(StageTrainer, "training_step", step_then_overflow)
-    with pytest.raises(RunError, match=rf"{what} in final at step 2;.*Lower train\.learning_rate"):
+    with pytest.raises(RunError, match=rf"{what} in final by step 2;.*Lower train\.learning_rate"):
         train(config, tmp_path)
     run = RunFolder(tmp_path)
     assert [entry["name"] for entry in run.finished_stages()] == ["stage_0", "stage_1"]
@@ -503,9 +503,9 @@ def test_every_epoch_reads_its_own_problems_in_an_order_of_its_own(
     """Each epoch is trained on exactly its problems, all of them once; fixed problems are shuffled anew."""
     rows: list[str] = []
 
-    def collate_and_note(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    def collate_and_note(examples: Sequence[Example], **ids: int) -> dict[str, Any]:
         rows.extend(str(example.input_ids) for example in examples)
-        return collate(examples, pad_id)
+        return collate(examples, **ids)
 
     monkeypatch.setattr(stage_trainer, "collate", collate_and_note)
     epochs = {"first_epochs": 2, "max_stage": 0, "final_epochs": 0}

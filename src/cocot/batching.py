@@ -1,10 +1,12 @@
-"""Examples -> tensors: end-aligned batches, and the data set that a stage of training reads.
+"""Examples -> tensors: end-aligned batches of like lengths, and the data set that a stage of training reads.
 
 *End-aligned*: every row is padded on the left until the text after the thoughts begins in one column for all rows.
 Then the thoughts of all rows end together, so a batch takes as few passes as its longest chain of thoughts, and all
 labels fall into the last pass. Correctness does not depend on it.
 
-In: `Example`s. Out: `{"input_ids", "attention_mask", "labels"}`, each (batch, columns), int64.
+A batch also says where its thoughts and labels are, so that a step never waits for a device to tell.
+
+In: `Example`s. Out: what `model.Thoughts.forward` takes.
 Read next: `model.py`.
 """
 
@@ -12,25 +14,37 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
 from cocot.curriculum import IGNORED, Encoder, Example, Stage, tokenize
 from cocot.errors import DataError
 from cocot.tasks.problem import Problem
+from cocot.thinking import latent_columns
+
+_CHUNK = 128
+"""Batches of like lengths are looked for among so many: enough for little padding, few enough to vary."""
+
+Lengths = Sequence[tuple[int, int]]
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+def collate(examples: Sequence[Example], pad_id: int, latent_id: int) -> dict[str, Any]:
     """Put examples into one end-aligned batch.
 
     Args:
         examples: Rows; prompts and texts of any length.
         pad_id: Fills the padding of `input_ids`; never read by the model.
+        latent_id: The placeholder of a thought.
 
     Returns:
-        `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns).
+        `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns), int64;
+        `latent_columns`, the columns that hold a thought in any row, as numbers; and `labelled`, as `label_positions`
+        gives it.
     """
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
@@ -42,7 +56,18 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
         input_ids[row, columns] = torch.tensor(example.input_ids)
         attention_mask[row, columns] = 1
         labels[row, columns] = torch.tensor(example.labels)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "latent_columns": latent_columns(input_ids == latent_id),
+        "labelled": label_positions(labels),
+    }
+
+
+def label_positions(labels: Tensor) -> Tensor:
+    """Where the next token has a loss: positions in the flattened (batch x columns) of `labels`, int64, ascending."""
+    return (functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED).flatten().nonzero().flatten()
 
 
 class StageData(Dataset[Example]):
@@ -99,6 +124,11 @@ class StageData(Dataset[Example]):
         """The problem at `index`, encoded at this epoch."""
         return self._encoder(self._problems[index], self._stage, random.Random(f"{self._seed}/{self.epoch}/{index}"))
 
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of every problem's prompt and text at this epoch."""
+        examples = (self[index] for index in range(len(self)))
+        return [(example.prompt_length, len(example.input_ids) - example.prompt_length) for example in examples]
+
     def _check_lengths(self, max_length: int) -> None:
         """Refuse, never cut."""
         lengths = [self._encoder.longest(problem, self._stage) for problem in self._problems]
@@ -111,14 +141,22 @@ class StageData(Dataset[Example]):
 
 
 class EpochSampler(Sampler[int]):
-    """A shuffle that depends on the seed and the data's epoch alone, cut to whole batches.
+    """A shuffle into batches of like lengths, which depends on the data's epoch and the seed alone.
 
     Whole batches only, so that every optimizer step weighs as much, with any number of processes. What is left out is
     another handful of problems every epoch.
     """
 
-    def __init__(self, data: StageData, seed: str, batch_size: int) -> None:
-        self._data, self._seed = data, seed
+    def __init__(self, data: StageData, seed: str, batch_size: int, by_length: bool) -> None:
+        """Sample from `data`.
+
+        Args:
+            data: The problems.
+            seed: Names the stream of chance.
+            batch_size: Problems an optimizer step.
+            by_length: Whether problems of like lengths share a batch.
+        """
+        self._data, self._seed, self._batch_size, self._by_length = data, seed, batch_size, by_length
         self._length = len(data) // batch_size * batch_size
 
     def __len__(self) -> int:
@@ -127,6 +165,41 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The order of the data's current epoch."""
+        chance = random.Random(f"{self._seed}/order/{self._data.epoch}")
         order = list(range(len(self._data)))
-        random.Random(f"{self._seed}/order/{self._data.epoch}").shuffle(order)
-        return iter(order[: self._length])
+        chance.shuffle(order)
+        order = order[: self._length]
+        if not self._by_length:
+            return iter(order)
+        lengths, chunk = self._data.lengths(), _CHUNK * self._batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), chunk):
+            batches += bucketed(order[start : start + chunk], lengths, self._batch_size)
+        chance.shuffle(batches)
+        return chain.from_iterable(batches)
+
+
+def bucketed(indices: list[int], lengths: Lengths, batch_size: int) -> list[list[int]]:
+    """Cut `indices` into batches with little padding.
+
+    A batch is padded in front to its longest prompt and behind to its longest text. So the indices are cut in two where
+    it saves most, along one of these lengths, and each part again.
+
+    Args:
+        indices: What to cut; a multiple of `batch_size`. Those of equal lengths keep their order.
+        lengths: Tokens of prompt and text by index.
+        batch_size: Indices a batch.
+    """
+    num_batches = len(indices) // batch_size
+    if num_batches <= 1:
+        return [indices]
+    ways = [sorted(indices, key=lambda index: lengths[index][0]), sorted(indices, key=lambda index: lengths[index][1])]
+    cuts = {max(1, num_batches * quarter // 4) for quarter in (1, 2, 3)} | {num_batches - 1}
+    halves = [(way[: cut * batch_size], way[cut * batch_size :]) for way in ways for cut in sorted(cuts)]
+    low, high = min(halves, key=lambda pair: sum(_padded(half, lengths) for half in pair))
+    return [*bucketed(low, lengths, batch_size), *bucketed(high, lengths, batch_size)]
+
+
+def _padded(indices: list[int], lengths: Lengths) -> int:
+    """Tokens, padding included, of one batch of `indices`."""
+    return len(indices) * sum(max(lengths[index][side] for index in indices) for side in (0, 1))

@@ -13,7 +13,7 @@ Read next: `thinking.py` (what happens at a placeholder), `generation.py` (answe
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +33,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
+from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
+from cocot.thinking import latent_columns as find_columns
 from cocot.thinking import think
 
 
@@ -57,6 +60,8 @@ class Thoughts:
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        latent_columns: Sequence[int] | None = None,
+        labelled: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's `forward`, with a thought wherever `input_ids` holds the placeholder.
@@ -73,6 +78,9 @@ class Thoughts:
             labels: Token ids, -100 where there is no loss, (batch, columns); shifted inside.
             use_cache: Whether to return the cache.
             logits_to_keep: As in Hugging Face: how many last positions (0: all), or which, get logits.
+            latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and `labelled`,
+                nothing in a step waits for the device.
+            labelled: As `collate` gives it: `label_positions(labels)`.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
 
         Returns:
@@ -80,15 +88,18 @@ class Thoughts:
 
         Raises:
             ModelError: a thought has no position before it, the cache is not a `DynamicCache`, or gradient
-                checkpointing is on.
+                checkpointing is on where `passes.py` cannot do it.
         """
         model = cast(Any, self)
         latent_id = self.config.thoughts["latent_id"]
         is_latent = None if input_ids is None else input_ids == latent_id
         num_items = kwargs.pop("num_items_in_batch", None)
-        has_latent = is_latent is not None and bool(is_latent.any())
+        is_checked = latent_columns is not None
+        if latent_columns is None:
+            latent_columns = [] if is_latent is None else find_columns(is_latent)
+        has_latent = bool(latent_columns)
         gathers = model.training and labels is not None and input_ids is not None
-        if position_ids is None and input_ids is not None and _has_padding(attention_mask):
+        if position_ids is None and input_ids is not None and _may_have_padding(attention_mask, is_checked):
             position_ids = _positions(attention_mask, input_ids.shape[1])
         if not has_latent and not gathers:
             passed = {} if num_items is None else {"num_items_in_batch": num_items}
@@ -107,21 +118,29 @@ class Thoughts:
         assert input_ids is not None
         assert is_latent is not None
         kwargs.pop("return_dict", None)
+        shares = gathers and not use_cache and past_key_values is None and torch.is_grad_enabled() and can_share(model)
         if has_latent:
-            _check_thinkable(model, is_latent, attention_mask, past_key_values)
+            _check_cache(model, past_key_values, shares)
+            if not is_checked:
+                _check_orphans(is_latent, attention_mask)
         cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
+        if shares:
+            passes = TrainingPasses(model)
+            cache, kwargs["surround"] = passes.cache, passes.surround
+            attention_mask = passes.masks(attention_mask, input_ids.shape[1], input_ids.device)
         hidden = think(
             model.get_decoder(),
             model.get_input_embeddings()(input_ids),
             is_latent,
             cache=cache,
+            columns=latent_columns,
             attention_mask=attention_mask,
             position_ids=position_ids,
             **kwargs,
         )
         kept_cache = cache if use_cache or past_key_values is not None else None
         if gathers:
-            loss = _gathered_loss(model, hidden, cast(Tensor, labels), num_items)
+            loss = _gathered_loss(model, hidden, cast(Tensor, labels), labelled, num_items)
             return CausalLMOutputWithPast(loss=loss, past_key_values=kept_cache)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         kept = hidden if isinstance(keep, int) else hidden[:, keep]
@@ -324,15 +343,21 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _check_thinkable(model: Any, is_latent: Tensor, attention_mask: Any, cache: Any) -> None:
-    """Refuse what would give wrong numbers in silence."""
-    if model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+def _check_cache(model: Any, cache: Any, shares: bool) -> None:
+    """Refuse a cache, or a missing one, that would give wrong numbers in silence."""
+    is_dropped = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    if model.training and is_dropped and not shares:
         raise ModelError(
-            "gradient checkpointing drops the cache that thoughts are read from; "
-            "call model.gradient_checkpointing_disable()."
+            "Hugging Face's gradient checkpointing drops the cache that thoughts are read from, and cocot's own works "
+            f"while training with labels, without past_key_values or use_cache, for {', '.join(MODEL_TYPES)} with sdpa "
+            "or eager attention; call model.gradient_checkpointing_disable()."
         )
     if cache is not None and not isinstance(cache, DynamicCache):
         raise ModelError(f"thoughts need a DynamicCache, not {type(cache).__name__}; leave cache_implementation unset.")
+
+
+def _check_orphans(is_latent: Tensor, attention_mask: Any) -> None:
+    """Refuse a thought without a hidden state before it."""
     orphans = is_latent[:, :1]
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         kept = attention_mask[:, -is_latent.shape[1] :].bool()
@@ -344,9 +369,13 @@ def _check_thinkable(model: Any, is_latent: Tensor, attention_mask: Any, cache: 
         )
 
 
-def _has_padding(attention_mask: Any) -> bool:
-    """Whether a 2-D mask hides anything: then Hugging Face's own positions would count the padding on the left."""
-    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not bool(attention_mask.all())
+def _may_have_padding(attention_mask: Any, is_checked: bool) -> bool:
+    """Whether a 2-D mask hides anything: then Hugging Face's own positions would count the padding on the left.
+
+    In a batch that came with its plan (`is_checked`) the device is not waited for.
+    """
+    is_2d = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+    return is_2d and (is_checked or not bool(attention_mask.all()))
 
 
 def _positions(attention_mask: Tensor, num_columns: int) -> Tensor:
@@ -355,17 +384,18 @@ def _positions(attention_mask: Tensor, num_columns: int) -> Tensor:
     return counted.clamp(min=0)[:, -num_columns:]
 
 
-def _gathered_loss(model: Any, hidden: Tensor, labels: Tensor, num_items: Any) -> Tensor:
+def _gathered_loss(model: Any, hidden: Tensor, labels: Tensor, labelled: Tensor | None, num_items: Any) -> Tensor:
     """Hugging Face's loss with the head run on labelled positions only: frees batch x columns x vocabulary logits."""
-    targets = labels[:, 1:].to(hidden.device)
-    labelled = targets != -100
-    logits = model.get_output_embeddings()(hidden[:, :-1][labelled])
+    labelled = label_positions(labels) if labelled is None else labelled
+    labelled = labelled.to(hidden.device)
+    targets = labels.to(hidden.device).flatten()[labelled + 1]
+    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[labelled])
     return cast(
         Tensor,
         model.loss_function(
             logits=logits,
             labels=None,
-            shift_labels=targets[labelled],
+            shift_labels=targets,
             vocab_size=logits.shape[-1],
             num_items_in_batch=num_items,
         ),

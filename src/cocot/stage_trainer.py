@@ -6,6 +6,7 @@ Read next: `training.py`, which makes one of these a stage.
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import threading
@@ -105,7 +106,7 @@ class StageTrainer(Trainer):
             model=model,
             args=_arguments(planned, config, batches, self._folder, seed),
             train_dataset=data,
-            data_collator=partial(collate, pad_id=_pad_id(tokenizer)),
+            data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
             processing_class=tokenizer,
         )
         self.journal = Journal(run, planned.stage.name)
@@ -124,18 +125,17 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(self.data, str(self.args.seed), self.config.batch_size)
+        return EpochSampler(self.data, str(self.args.seed), self.config.batch_size, self.config.batch_by_length)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Hugging Face's step; stops at a loss that is not a number, before the weights take it in."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
-        return loss
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Hugging Face's log; stops at a loss that is not a number. Looking at every step would make a device wait."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise self._diverged(f"the loss is {logs['loss']}", self.state.global_step)
+        super().log(logs, *args, **kwargs)
 
     def _diverged(self, what: str, step: int) -> RunError:
         return RunError(
-            f"{what} in {self.planned.stage.name} at step {step}; what was saved before is kept in {self._run.path}. "
+            f"{what} in {self.planned.stage.name} by step {step}; what was saved before is kept in {self._run.path}. "
             "Lower train.learning_rate or train.max_grad_norm, in another --out folder."
         )
 

@@ -14,13 +14,14 @@ Read next: `model.py`, which puts `think` behind a Hugging Face model's own `for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
 
 Mask = Tensor | Mapping[str, Tensor | None] | None
 
@@ -30,9 +31,11 @@ def think(
     inputs_embeds: Tensor,
     is_latent: Tensor,
     *,
-    cache: DynamicCache,
+    cache: Cache,
+    columns: Sequence[int] | None = None,
     attention_mask: Mask = None,
     position_ids: Tensor | None = None,
+    surround: Callable[[int, int], AbstractContextManager[None]] = lambda number, num_columns: nullcontext(),
     **kwargs: Any,
 ) -> Tensor:
     """Run `decoder` with every latent position fed by the hidden state of the position before it.
@@ -45,36 +48,45 @@ def think(
         inputs_embeds: Token embeddings, (batch, columns, width). Those at latent positions are not read.
         is_latent: True where a thought is the input, (batch, columns), bool. Column 0 must be False.
         cache: Keys and values of the columns before these (may be empty); grows by `columns`.
+        columns: `latent_columns(is_latent)`, if known: else a device is waited for.
         attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
             a layer type. It covers past and current columns.
         position_ids: (batch, columns); covers the current columns only.
+        surround: What a pass runs in, given its number and how many columns it reads.
         **kwargs: Passed to every call of the decoder.
 
     Returns:
         The hidden state after the final norm at every position, (batch, columns, width).
     """
-    splits = is_latent.any(dim=0).nonzero().flatten().tolist()
+    splits = latent_columns(is_latent) if columns is None else columns
     assert 0 not in splits, "column 0 has no hidden state before it"
     hidden: list[Tensor] = []
-    for start, end in pairwise([0, *splits, inputs_embeds.shape[1]]):
+    for number, (start, end) in enumerate(pairwise([0, *splits, inputs_embeds.shape[1]])):
         segment = inputs_embeds[:, start:end]
         if hidden:
             thought = hidden[-1][:, -1:].to(segment.dtype)
             first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
             segment = torch.cat([first, segment[:, 1:]], dim=1)
-        output = decoder(
-            inputs_embeds=segment,
-            attention_mask=_columns(attention_mask, start, end, cache),
-            position_ids=None if position_ids is None else position_ids[:, start:end],
-            past_key_values=cache,
-            use_cache=True,
-            **kwargs,
-        )
+        with surround(number, end - start):
+            output = decoder(
+                inputs_embeds=segment,
+                attention_mask=_columns(attention_mask, start, end, cache),
+                position_ids=None if position_ids is None else position_ids[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
         hidden.append(output.last_hidden_state)
     return torch.cat(hidden, dim=1)
 
 
-def _columns(mask: Mask, start: int, end: int, cache: DynamicCache, slides: bool | None = None) -> Mask:
+def latent_columns(is_latent: Tensor) -> list[int]:
+    """The columns of (batch, columns) that are latent in any row, ascending: where a sequence is split."""
+    columns: list[int] = is_latent.any(dim=0).nonzero().flatten().tolist()
+    return columns
+
+
+def _columns(mask: Mask, start: int, end: int, cache: Cache, slides: bool | None = None) -> Mask:
     """The part of `mask` that a decoder needs for columns `start` to `end`, which `cache` does not hold yet.
 
     A mask of four dimensions gets the columns of keys that the cache still holds: layers that slide drop old ones.

@@ -1,0 +1,219 @@
+"""How the passes of one training step share work, so that a thought costs little more than the reading of the weights.
+
+A step with n thoughts runs the decoder n + 1 times over one growing sequence. Done plainly, every pass copies all keys
+and values, keeps its copy for the backward pass, and writes gradients as large as every weight and as the keys and
+values of the first pass. Here these exist once, and such gradients are summed in one product at the end
+(`deferred.py`). With gradient checkpointing, passes over many columns keep the input of every layer only.
+
+In: a model, and the mask of a step. Out: the cache, the masks and the surroundings in which `thinking.think` runs.
+The numbers are those of the plain way but for the order of sums; inference does not need any of this.
+Read next: `thinking.py`, `deferred.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from cocot.deferred import DeferredMatrix, DeferredWeights, in_autocast_dtype
+
+MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Whose attention is known to be `softmax(q k) v` and nothing else."""
+
+_ATTENTION = "cocot"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def can_share(model: Any) -> bool:
+    """Whether `TrainingPasses` gives this model's numbers; otherwise its passes run the plain way."""
+    config = model.get_decoder().config
+    return config.model_type in MODEL_TYPES and config._attn_implementation in ("sdpa", "eager")
+
+
+class TrainingPasses:
+    """The surroundings of the passes of one training step.
+
+    Attributes:
+        cache: Keys and values, as the decoder takes them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """For one step of `model`, which `can_share`."""
+        self.cache = PassCache()
+        self._config = model.get_decoder().config
+        self._weights = DeferredWeights()
+        self._checkpointed = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+
+    def masks(self, attention_mask: Any, num_columns: int, device: torch.device) -> Any:
+        """The step's 4-D masks, built once for all passes from a mask of two dimensions; others as they are.
+
+        Args:
+            attention_mask: 0 at padding, (batch, columns); None where there is none; or 4-D masks.
+            num_columns: Columns of the whole step.
+            device: Where the step runs.
+
+        Returns:
+            (batch, 1, columns, columns), True where a key is seen, as the model's attention takes it; one for each kind
+            of layer where the model has several.
+        """
+        if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
+            return attention_mask
+        window = getattr(self._config, "sliding_window", None)
+        kinds = getattr(self._config, "layer_types", None)
+        column = torch.arange(num_columns, device=device)
+        seen = column[:, None] >= column
+        padding = True if attention_mask is None else attention_mask.bool()[:, None, None, :]
+
+        def mask_of(kind: str) -> Tensor:
+            near = (column[:, None] - column < window) if kind == _SLIDING and window else True
+            mask = (seen & near)[None, None] & padding
+            if self._config._attn_implementation == "sdpa":
+                return mask
+            return torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+        return {kind: mask_of(kind) for kind in set(kinds)} if kinds else mask_of(_SLIDING)
+
+    @contextmanager
+    def surround(self, number: int, num_columns: int) -> Iterator[None]:
+        """What pass `number`, over `num_columns` columns, runs in."""
+        with ExitStack() as stack:
+            stack.enter_context(self._reading(number))
+            if num_columns == 1:
+                stack.enter_context(self._weights)
+            for part in self._checkpointed:
+                stack.enter_context(_set_to(part, "gradient_checkpointing", False))  # Hugging Face's drops the cache
+                if num_columns > 1 and isinstance(part, GradientCheckpointingLayer):
+                    stack.enter_context(_set_to(part, "forward", self._recomputed(part.forward, number)))
+            yield
+
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Pass `number` sees the keys and values of those before it."""
+        implementation = _ATTENTION if number > 0 else self._config._attn_implementation
+        with _set_to(self.cache, "number", number), _set_to(self._config, "_attn_implementation", implementation):
+            yield
+
+    def _recomputed(self, forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+        """A layer's `forward` that keeps its input only, and runs again, as in this pass, when gradients are needed."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._reading(number):
+                return forward(*args, **kwargs)
+
+        return partial(checkpoint, run, use_reentrant=False)
+
+
+class Pieces(NamedTuple):
+    """The keys, or the values, that a pass sees: those of the first pass, and all behind them."""
+
+    first: DeferredMatrix
+    later: Tensor  # (batch, heads, n, width)
+
+
+class PassCache(Cache):
+    """The keys and values of one training step, pass by pass.
+
+    Attributes:
+        number: The pass that reads. With checkpointing, a layer may be computed again in a pass that was before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.number = 0
+        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+        self._anchored: dict[int, tuple[DeferredMatrix, DeferredMatrix]] = {}
+        self._later: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Add a layer's keys and values of the current pass; returns all that the pass sees."""
+        if self.number == 0:
+            if layer_idx not in self._anchored:
+                self._first[layer_idx] = (key_states, value_states)
+            return key_states, value_states
+        if layer_idx not in self._anchored:
+            self._anchored[layer_idx] = _anchored(*self._first[layer_idx])
+        later = self._later[layer_idx]
+        if len(later) < self.number:
+            later.append((key_states, value_states))
+        keys, values = zip(*later[: self.number - 1], (key_states, value_states), strict=True)
+        first_keys, first_values = self._anchored[layer_idx]
+        return Pieces(first_keys, torch.cat(keys, dim=-2)), Pieces(first_values, torch.cat(values, dim=-2))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the passes before the current one."""
+        parts = [self._first.get(layer_idx), *self._later[layer_idx]][: self.number]
+        return sum(part[0].shape[-2] for part in parts if part is not None)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys that the current pass sees, and the first of them: nothing is dropped, layers that slide have masks."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+
+def _anchored(keys: Tensor, values: Tensor) -> tuple[DeferredMatrix, DeferredMatrix]:
+    """The first pass's keys (transposed) and values, laid out once for all products with them."""
+    laid_out = in_autocast_dtype(keys).contiguous().transpose(-1, -2)
+    return DeferredMatrix(laid_out), DeferredMatrix(in_autocast_dtype(values).contiguous())
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Pieces,
+    value: Pieces,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a few queries, (batch, heads, n, width), over `Pieces`; the interface is Hugging Face's.
+
+    Query heads that share keys are further rows of one product: nothing is repeated.
+    """
+    batch, width = query.shape[0], query.shape[-1]
+    scale = width**-0.5 if scaling is None else scaling
+    rows = (query * scale).reshape(batch, key.later.shape[1], -1, width)
+    scores = torch.cat([key.first.times(rows), rows @ key.later.transpose(-1, -2)], dim=-1)
+    scores = _masked(scores.view(*query.shape[:3], -1), attention_mask)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, dropout, training=module.training).view(*rows.shape[:3], -1)
+    num_later = value.later.shape[-2]
+    seen = value.first.times(weights[..., :-num_later]) + weights[..., -num_later:] @ value.later
+    return seen.view(query.shape).transpose(1, 2), None
+
+
+AttentionInterface.register(_ATTENTION, attend)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores, (batch, heads, queries, keys), that a query may not see set to the least number there is."""
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        mask = mask.tril(scores.shape[-1] - scores.shape[-2])
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+@contextmanager
+def _set_to(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute for a while; one that only the class had is the class's again afterwards."""
+    is_own = name in vars(owner) or not isinstance(owner, nn.Module)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
