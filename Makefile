@@ -25,7 +25,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/cocot bench
 
 clean:
 	rm -rf .venv runs

@@ -20,9 +20,10 @@ FLOORS = (
     ("curriculum", "config", "recipe_files", "plan"),
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
-    ("generation",),
+    ("generation", "probing"),
     ("evaluation",),
     ("report", "stage_trainer", "training", "comparison"),
+    ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for floor in FLOORS for name in floor)}

@@ -1,4 +1,4 @@
-"""The command line: `cocot train | eval | ask | compare | data | recipes | env`.
+"""The command line: `cocot train | eval | ask | compare | data | bench | recipes | env`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
 code 2; an interrupt saves the state and exits with 130.
@@ -108,6 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("task", help="prosqa")
     sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     _add_problem_arguments(sub, count=1000)
+
+    sub = add("bench", _bench, "measure speed and memory as ratios; the last line is JSON")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    sub.add_argument("--rounds", type=int, default=3, help="pairs a ratio; the median counts (default: %(default)s)")
+    sub.add_argument("--shapes", default="small,124m", help="models, with commas between (default: %(default)s)")
+    sub.add_argument("--batch-size", type=int, help="rows a training step (default: what suits the device)")
 
     sub = add("recipes", _recipes, "list the shipped recipes with cost and result")
     sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
@@ -262,6 +268,32 @@ def _data(args: argparse.Namespace) -> int:
     for name, value in tasks.get(args.task).report(problems).items():
         print(f"{name:>24}  {value:.3f}")
     print(f"{len(problems):,} problems: {args.out}")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    os.environ["TQDM_DISABLE"] = "1"  # bars of the trainings that are measured
+    import torch
+
+    from cocot.bench.measure import machine
+    from cocot.bench.ratios import Bench, measure
+    from cocot.bench.workload import SHAPES
+
+    shapes = tuple(args.shapes.split(","))
+    if unknown := set(shapes) - set(SHAPES):
+        raise ConfigError(f"--shapes names {', '.join(sorted(unknown))}; choose among {', '.join(SHAPES)}.")
+    if args.rounds < 1 or (args.batch_size or 1) < 1:
+        raise ConfigError("--rounds and --batch-size must be at least 1.")
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no GPU here; leave it out to measure on the CPU.")
+    _hush()
+    ratios: dict[str, float] = {}
+    for ratio in measure(Bench(device, args.rounds, shapes, args.batch_size)):
+        verdict = "" if ratio.goal is None else f"goal {ratio.goal:.2f} {'' if ratio.value <= ratio.goal else 'MISSED'}"
+        print(f"{ratio.name:<36}{ratio.value:6.3f}  {verdict:<17} {ratio.detail}", flush=True)
+        ratios[ratio.name] = round(ratio.value, 4)
+    print(json.dumps({"ratios": ratios, "machine": machine(device)}))
     return 0
 
 

@@ -116,6 +116,7 @@ class TrainConfig:
         batch_size: Problems an optimizer step, over all devices: part of the recipe.
         device_batch_size: Problems a device takes at once; accumulation makes up the rest.
         batch_by_length: Whether problems of like lengths share a batch, which saves padding.
+        gradient_checkpointing: Whether to compute activations again in place of keeping them: less memory, more time.
         lr_scheduler: Hugging Face's name of the schedule inside a stage: constant, linear, cosine, ...
         warmup_steps: Steps in which a stage's rate rises from 0.
         stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
@@ -138,6 +139,7 @@ class TrainConfig:
     batch_size: int = 128
     device_batch_size: int = 32
     batch_by_length: bool = True
+    gradient_checkpointing: bool = False
     lr_scheduler: str = "constant"
     warmup_steps: int = 0
     stage_learning_rate: dict[str, float] = field(default_factory=dict)

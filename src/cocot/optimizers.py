@@ -23,12 +23,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig, factor: float = 1.0) 
     betas = (_ADAM_BETA1, config.adam_beta2)
     rate, decay = config.learning_rate * factor, config.weight_decay
     if config.optimizer == "adamw":
-        return AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=decay)
+        return AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=decay, fused=True)
     matrices = _block_matrices(model)
     chosen = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     muon = Muon(matrices, lr=config.muon_learning_rate * factor, weight_decay=decay)
-    return Together(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay))
+    return Together(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True))
 
 
 def _block_matrices(model: Any) -> list[Tensor]:

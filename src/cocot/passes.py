@@ -26,6 +26,7 @@ from transformers import AttentionInterface, Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocot.deferred import DeferredMatrix, DeferredWeights, in_autocast_dtype
+from cocot.errors import ModelError
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Whose attention is known to be `softmax(q k) v` and nothing else."""
@@ -38,6 +39,24 @@ def can_share(model: Any) -> bool:
     """Whether `TrainingPasses` gives this model's numbers; otherwise its passes run the plain way."""
     config = model.get_decoder().config
     return config.model_type in MODEL_TYPES and config._attn_implementation in ("sdpa", "eager")
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Keep only the input of every layer for the backward pass, and compute the rest again: less memory, more time.
+
+    Raises:
+        ModelError: the model's passes do not share work.
+    """
+    if not can_share(model):
+        raise ModelError(
+            f"gradient checkpointing with thoughts works for {', '.join(MODEL_TYPES)} with sdpa or eager attention, "
+            f"not for {model.config.model_type} with {model.config._attn_implementation}; "
+            "set train.gradient_checkpointing false and lower train.device_batch_size instead."
+        )
+    if hasattr(model, "activation_checkpointing_enable"):  # the other name is deprecated where this one exists
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()
 
 
 class TrainingPasses:
@@ -93,7 +112,7 @@ class TrainingPasses:
             for part in self._checkpointed:
                 stack.enter_context(_set_to(part, "gradient_checkpointing", False))  # Hugging Face's drops the cache
                 if num_columns > 1 and isinstance(part, GradientCheckpointingLayer):
-                    stack.enter_context(_set_to(part, "forward", self._recomputed(part.forward, number)))
+                    stack.enter_context(_set_to(part, "forward", self._recomputed(part, number)))
             yield
 
     @contextmanager
@@ -103,11 +122,12 @@ class TrainingPasses:
         with _set_to(self.cache, "number", number), _set_to(self._config, "_attn_implementation", implementation):
             yield
 
-    def _recomputed(self, forward: Callable[..., Any], number: int) -> Callable[..., Any]:
+    def _recomputed(self, layer: nn.Module, number: int) -> Callable[..., Any]:
         """A layer's `forward` that keeps its input only, and runs again, as in this pass, when gradients are needed."""
+        forward = layer.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._reading(number):
+            with self._reading(number), _set_to(layer, "gradient_checkpointing", False):
                 return forward(*args, **kwargs)
 
         return partial(checkpoint, run, use_reentrant=False)

@@ -38,6 +38,7 @@ from cocot.config import TrainConfig
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation import evaluate, summarise
 from cocot.optimizers import build_optimizer, forget, inherit
+from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
 from cocot.runs import RunFolder, cannot_write, mark_complete, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
@@ -109,6 +110,8 @@ class StageTrainer(Trainer):
             data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
             processing_class=tokenizer,
         )
+        if config.gradient_checkpointing:
+            enable_checkpointing(model)
         self.journal = Journal(run, planned.stage.name)
         self.add_callback(self.journal)
         self.remove_callback(PrinterCallback)
