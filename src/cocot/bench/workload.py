@@ -33,8 +33,8 @@ THOUGHTS = 6  # of that stage: one a step, two a step
 NO_DROPOUT: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 NUM_PROBLEMS = 17_886  # of ProsQA's training set
 
-_VOCABULARY = 50_260  # GPT-2's and the three special tokens
-_LATENT_ID = _VOCABULARY - 1
+VOCABULARY = 50_260  # GPT-2's and the three special tokens
+_LATENT_ID = VOCABULARY - 1
 _CONTEXT = 4_224
 
 
@@ -73,7 +73,7 @@ def lengths(text: str, count: int, stage: int | None = None) -> list[Lengths]:
 def models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
     """A bare Hugging Face model of a shape and its twin that thinks, of the same weights."""
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"vocab_size": _VOCABULARY, "n_positions": _CONTEXT}
+    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "n_positions": _CONTEXT}
     bare: Any = GPT2LMHeadModel(GPT2Config(**shape, **settings, **NO_DROPOUT))
     thinking: Any = give_thoughts(copy.deepcopy(bare), build_tokenizer([]))
     thinking.config.thoughts["latent_id"] = _LATENT_ID
@@ -145,5 +145,5 @@ def training_flops(model: Any, rows: list[Lengths]) -> float:
     decoder = sum(int(p.numel()) for name, p in model.named_parameters() if ".h." in name)
     width, layers = int(model.config.n_embd), int(model.config.n_layer)
     tokens = [row.question + row.thoughts + row.text for row in rows]
-    head = 6.0 * width * _VOCABULARY * sum(row.text for row in rows)
+    head = 6.0 * width * VOCABULARY * sum(row.text for row in rows)
     return 6.0 * decoder * sum(tokens) + 6.0 * layers * width * sum(length**2 for length in tokens) + head
