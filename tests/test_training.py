@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from cocot import stage_trainer, training
 from cocot.batching import collate
-from cocot.config import RunConfig, WarmupConfig
+from cocot.config import InitConfig, RunConfig, WarmupConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example, tokenize
-from cocot.errors import ConfigError, DataError, Interrupted, RunError
+from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation import evaluate, summarise
 from cocot.model import load
 from cocot.plan import plan
@@ -271,6 +271,22 @@ def test_accumulated_batches_are_one_big_batch(tmp_path: Path) -> None:
     print("gap of other problems", gap(tmp_path / "one", tmp_path / "other"))
     assert gap(tmp_path / "one", tmp_path / "accumulated") < MAX_GAP
     assert gap(tmp_path / "one", tmp_path / "other") > 10 * MAX_GAP
+
+
+def test_checkpointing_changes_no_weight(tmp_path: Path) -> None:
+    """Activations computed again, dropout included, give the same weights bit for bit, and stages go on using it."""
+    kept = tiny_config(curriculum={"max_stage": 2, "final_epochs": 0})
+    train(kept, tmp_path / "kept")
+    again = replace(kept, train=replace(kept.train, gradient_checkpointing=True))
+    train(again, tmp_path / "again")
+    assert gap(tmp_path / "kept", tmp_path / "again") == 0
+
+
+def test_checkpointing_is_refused_where_it_would_be_wrong(tmp_path: Path) -> None:
+    """A model whose passes cannot share work says so before the first step."""
+    config = tiny_config(init=InitConfig("phi", 2, 32, 2), train={"gradient_checkpointing": True})
+    with pytest.raises(ModelError, match="not for phi with"):
+        train(config, tmp_path)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

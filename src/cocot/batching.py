@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,14 +49,15 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int) -> dict[st
     """
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
-    input_ids = torch.full((len(examples), before + after), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, example in enumerate(examples):
-        columns = slice(before - example.prompt_length, before - example.prompt_length + len(example.input_ids))
-        input_ids[row, columns] = torch.tensor(example.input_ids)
-        attention_mask[row, columns] = 1
-        labels[row, columns] = torch.tensor(example.labels)
+
+    def padded(rows: list[list[int]], fill: int) -> Tensor:
+        in_front = (before - example.prompt_length for example in examples)
+        parts = ([fill] * gap + row for gap, row in zip(in_front, rows, strict=True))
+        return torch.from_numpy(np.array([part + [fill] * (before + after - len(part)) for part in parts]))
+
+    input_ids = padded([example.input_ids for example in examples], pad_id)
+    attention_mask = padded([[1] * len(example.input_ids) for example in examples], 0)
+    labels = padded([example.labels for example in examples], IGNORED)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,

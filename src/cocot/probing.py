@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from cocot.errors import DataError
+
 
 @torch.inference_mode()
 def continuation_log_probs(
@@ -34,7 +36,12 @@ def continuation_log_probs(
 
     Returns:
         For each prompt, the log-probabilities of its continuations, (continuations,), float32: sums over their tokens.
+
+    Raises:
+        DataError: a prompt or a continuation has no tokens, or there is none at all.
     """
+    if not any(continuations) or not all(prompts) or not all(text for texts in continuations for text in texts):
+        raise DataError("a prompt or a continuation has no tokens, or there are none; give each at least one token.")
     device = model.device
     prompt_ids, prompt_mask = _padded(prompts, "left", device)
     cache = DynamicCache(config=model.config)

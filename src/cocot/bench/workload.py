@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from statistics import median
 from typing import Any
@@ -56,10 +57,8 @@ def lengths(text: str, count: int, stage: int | None = None) -> list[Lengths]:
     stage = TEXTS[text] if stage is None else stage
     thoughts = stage * THOUGHTS // TEXTS[text]
     if text == "prosqa":
-        problems = tasks.get("prosqa").generate(count, seed=0, mode="released")
         return [
-            Lengths(2 * len(item.question.split()) + 3, thoughts, round(9.5 * max(0, len(item.steps) - stage)) + 9)
-            for item in problems
+            Lengths(2 * words + 3, thoughts, round(9.5 * max(0, steps - stage)) + 9) for words, steps in _prosqa(count)
         ]
     draw = Random(0)
     steps = draw.choices(range(1, 9), weights=(404, 2175, 2137, 1424, 785, 287, 123, 40), k=count)
@@ -68,6 +67,13 @@ def lengths(text: str, count: int, stage: int | None = None) -> list[Lengths]:
     return [
         Lengths(round(question) + 3, thoughts, round(text) + 5) for question, text in zip(questions, texts, strict=True)
     ]
+
+
+@cache
+def _prosqa(count: int) -> list[tuple[int, int]]:
+    """Words of the question and number of steps of generated problems."""
+    problems = tasks.get("prosqa").generate(count, seed=0, mode="released")
+    return [(len(item.question.split()), len(item.steps)) for item in problems]
 
 
 def models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
