@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import DynamicCache, TrainerCallback
 
 from cocot import tasks
 from cocot.batching import StageData
@@ -109,34 +109,19 @@ def _help(bench: Bench) -> Ratio:
 
 def _steps(bench: Bench, shape: str, text: str) -> Iterator[Ratio]:
     """Forward and backward pass, next to ordinary fine-tuning on as many tokens."""
-    device = bench.device
-    bare, thinking = workload.models(workload.SHAPES[shape], device)
+    _, model = workload.models(workload.SHAPES[shape], bench.device)
     rows = workload.typical(workload.epoch(text, bench.batch(text)))
-    thoughts, words = (workload.tensors(rows, device, *ids) for ids in ((), (_WORD_ID,)))
-    plain = {name: words[name] for name in ("input_ids", "attention_mask", "labels")} | {"use_cache": False}
-    checkpointing = copy.deepcopy(thinking)
-    enable_checkpointing(checkpointing)
-
-    def autocast() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return _loss(thinking, thoughts)
-
-    forwards = {
-        "sft": lambda: _loss(bare, plain),
-        "floor": lambda: _loss(thinking, words),
-        "step": lambda: _loss(thinking, thoughts),
-        "checkpointed": lambda: _loss(checkpointing, thoughts),
-        "bf16": autocast,
-    }
-    kept = {name: live_bytes(forwards[name])[0] for name in ("sft", "step", "checkpointed")}
-    taken = alternate({name: _backward(forward) for name, forward in forwards.items()}, bench.rounds, device)
+    forwards = _forwards(bench, shape, rows)
+    kept = {name: live_bytes(forwards[name])[0] for name in ("sft", "step", "plain", "checkpointed")}
+    taken = alternate({name: _backward(forward) for name, forward in forwards.items()}, bench.rounds, bench.device)
     at = f"{shape}/{text}"
     is_large = shape == "124m"
-    size = f"batch {len(rows)}, {thoughts['input_ids'].shape[1]} columns, {workload.THOUGHTS} thoughts"
+    columns = max(row.question + row.thoughts for row in rows) + max(row.text for row in rows)
+    size = f"batch {len(rows)}, {columns} columns, {workload.THOUGHTS} thoughts"
 
-    def ratio(name: str, over: str, goal: float | None, label: str | None = None) -> Ratio:
+    def ratio(name: str, over: str, goal: float | None) -> Ratio:
         detail = f"{size}: {taken[name]:.3f} s over {taken[over]:.3f} s"
-        return Ratio(f"{label or f'{name}/{over}'}/{at}", taken[name] / taken[over], goal, detail)
+        return Ratio(f"{name}/{over}/{at}", taken[name] / taken[over], goal, detail)
 
     def memory(name: str, goal: float | None) -> Ratio:
         detail = f"{size}: kept for backward {kept[name] / 2**20:,.0f} MiB over {kept['sft'] / 2**20:,.0f} MiB"
@@ -144,11 +129,39 @@ def _steps(bench: Bench, shape: str, text: str) -> Iterator[Ratio]:
 
     yield ratio("step", "sft", 0.75 if is_large else None)
     yield ratio("step", "floor", 1.10 if is_large else None)
+    yield ratio("step", "plain", None)
+    yield memory("plain", None)
     yield memory("step", 0.95)
     yield memory("checkpointed", 0.35)
     yield ratio("checkpointed", "step", 1.3)
     yield ratio("bf16", "step", 0.70)
-    yield _share_of_peak(bench, thinking, rows, taken, at)
+    yield _share_of_peak(bench, model, rows, taken, at)
+
+
+def _forwards(bench: Bench, shape: str, rows: list[workload.Lengths]) -> dict[str, Callable[[], Tensor]]:
+    """The ways to a loss that are compared; all of them read as many tokens."""
+    bare, thinking = workload.models(workload.SHAPES[shape], bench.device)
+    thoughts, words = (workload.tensors(rows, bench.device, *ids) for ids in ((), (_WORD_ID,)))
+    for_bare = {name: words[name] for name in ("input_ids", "attention_mask", "labels")} | {"use_cache": False}
+    checkpointing = copy.deepcopy(thinking)
+    enable_checkpointing(checkpointing)
+
+    def plain() -> Tensor:
+        """With a cache of the caller's the passes share nothing: it grows by concatenation."""
+        return _loss(thinking, {**thoughts, "past_key_values": DynamicCache(config=thinking.config)})
+
+    def bf16() -> Tensor:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            return _loss(thinking, thoughts)
+
+    return {
+        "sft": lambda: _loss(bare, for_bare),
+        "floor": lambda: _loss(thinking, words),
+        "step": lambda: _loss(thinking, thoughts),
+        "plain": plain,
+        "checkpointed": lambda: _loss(checkpointing, thoughts),
+        "bf16": bf16,
+    }
 
 
 def _share_of_peak(bench: Bench, model: Any, rows: list[workload.Lengths], taken: dict[str, float], at: str) -> Ratio:
