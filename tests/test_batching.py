@@ -2,11 +2,12 @@
 
 import random
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER
 
-from cocot.batching import EpochSampler, StageData, collate
+from cocot.batching import EpochSampler, StageData, bucketed, collate
 from cocot.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule, tokenize
 from cocot.errors import DataError
 from cocot.tasks.problem import Problem
@@ -80,6 +81,68 @@ def test_one_row_has_no_padding():
     batch = collate([make_example(3, 2)], PAD, LATENT_ID)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["attention_mask"].all()
+
+
+def test_a_batch_says_where_its_thoughts_and_labels_are():
+    """The plan of a batch is what its tensors say; the label of a row's first token, which nothing predicts, is not."""
+    late = Example([50, LATENT_ID, LATENT_ID, 60, 70], [IGNORED] * 4 + [70], 3, 2)
+    early = Example([50, 80, LATENT_ID, 60], [50, IGNORED, IGNORED, 60], 3, 1)
+    batch = collate([late, early, Example([90, 90], [IGNORED, IGNORED], 1, 0)], PAD, LATENT_ID)
+    assert batch["latent_columns"] == [1, 2]
+    assert batch["labelled"].tolist() == [3, 5 + 2]  # the token before the label, rows of five columns
+
+
+# Padding
+
+
+def make_lengths(count, seed=0):
+    """Prompts and texts of lengths that have nothing to do with each other."""
+    draw = random.Random(seed)
+    return [(draw.randint(5, 90), draw.randint(1, 40)) for _ in range(count)]
+
+
+def share_padded(batches, lengths):
+    """Tokens with padding to tokens without, less one."""
+    padded = sum(len(batch) * sum(max(lengths[i][side] for i in batch) for side in (0, 1)) for batch in batches)
+    return padded / sum(sum(lengths[i]) for batch in batches for i in batch) - 1
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 3, 7, 64])
+def test_buckets_hold_every_index_once(num_batches):
+    """Whatever the lengths: whole batches, and every index in one of them."""
+    for lengths in (make_lengths(num_batches * 8), [(4, 4)] * num_batches * 8):
+        batches = bucketed(list(range(len(lengths))), lengths, 8)
+        assert [len(batch) for batch in batches] == [8] * num_batches
+        assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+
+
+def test_buckets_have_little_padding():
+    """Much less than by chance, and than sorted by the sum of both lengths."""
+    lengths = make_lengths(64 * 16)
+    order = list(range(len(lengths)))
+    by_sum = sorted(order, key=lambda index: sum(lengths[index]))
+    chance, summed = (share_padded([way[at : at + 16] for at in range(0, len(way), 16)], lengths)
+                      for way in (order, by_sum))  # fmt: skip
+    share = share_padded(bucketed(order, lengths, 16), lengths)
+    assert share < 0.2 * chance
+    assert share < 0.5 * summed
+
+
+def test_an_epoch_has_its_like_lengths_in_no_order():
+    """The sampler cuts real problems into batches of like lengths, which come in an order of chance."""
+    problems = [Problem(" ".join("0" * (1 + 7 * index % 60)), ("1",), "2") for index in range(240)]
+    data = make_data(problems=lambda _: problems, stage=STAGES[0])
+    lengths = data.lengths()
+    assert [sum(length) for length in lengths] == [len(example.input_ids) for example in read(data, 0)]
+
+    def batches_of(by_length):
+        order = list(EpochSampler(data, "a", 8, by_length))
+        return [order[at : at + 8] for at in range(0, len(order), 8)]
+
+    assert share_padded(batches_of(True), lengths) < 0.2 * share_padded(batches_of(False), lengths)
+    longest = [max(lengths[index][0] for index in batch) for batch in batches_of(True)]
+    rises = sum(a < b for a, b in pairwise(longest))
+    assert 8 < rises < 22, "batches come sorted by length"
 
 
 # Epochs

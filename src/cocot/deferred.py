@@ -15,15 +15,19 @@ Read next: `passes.py`, which uses this for weights and for the first pass's key
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Rows = list[tuple[Tensor, Tensor]]
+Rows = defaultdict[int, list[tuple[Tensor, Tensor]]]
+"""The inputs of products and the gradients of their outputs, by backward run: one that failed, or that did not ask for
+the matrix's gradient, leaves rows that no other run may count."""
 
 
 class DeferredMatrix:
@@ -31,7 +35,7 @@ class DeferredMatrix:
 
     def __init__(self, matrix: Tensor) -> None:
         """Wrap `matrix`, (..., inner, outer)."""
-        self._rows: Rows = []
+        self._rows: Rows = defaultdict(list)
         self._matrix: Tensor = _Anchor.apply(matrix, self._rows)  # type: ignore[no-untyped-call]
 
     def times(self, rows: Tensor) -> Tensor:
@@ -51,14 +55,23 @@ class DeferredWeights(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Take the two calls that Hugging Face's layers make: `linear`, and GPT-2's `addmm`."""
-        if func is torch.nn.functional.linear and _is_trainable(args[1]):
-            product = self._matrix(args[1], is_transposed=True).times(args[0])
-            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-            return product if bias is None else product + bias.to(product.dtype)
-        if func is torch.addmm and not kwargs and _is_trainable(args[2]):
-            product = self._matrix(args[2], is_transposed=False).times(args[1])
-            return product + args[0].to(product.dtype)
-        return func(*args, **(kwargs or {}))
+        known: dict[Callable[..., Any], Callable[..., Any]] = {
+            functional.linear: self._linear,
+            torch.addmm: self._addmm,
+        }
+        return known.get(func, func)(*args, **(kwargs or {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not _is_trainable(weight):
+            return functional.linear(input, weight, bias)
+        product = self._matrix(weight, is_transposed=True).times(input)
+        return product if bias is None else product + bias.to(product.dtype)
+
+    def _addmm(self, input: Tensor, mat1: Tensor, mat2: Tensor, **others: Any) -> Tensor:
+        if others or not _is_trainable(mat2):
+            return torch.addmm(input, mat1, mat2, **others)
+        product = self._matrix(mat2, is_transposed=False).times(mat1)
+        return product + input.to(product.dtype)
 
     def _matrix(self, weight: Tensor, is_transposed: bool) -> DeferredMatrix:
         if id(weight) not in self._known:
@@ -89,10 +102,10 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, from_products: None) -> tuple[Tensor | None, None]:
-        if not ctx.rows:
+        rows = ctx.rows.pop(_backward_run(), None)
+        if rows is None:
             return None, None
-        inner, outer = (torch.cat(parts, dim=-2) for parts in zip(*ctx.rows, strict=True))
-        ctx.rows.clear()  # a graph that is kept may be run backward again
+        inner, outer = (torch.cat(parts, dim=-2) for parts in zip(*rows, strict=True))
         if ctx.is_transposed:  # so that the gradient lies in memory as the parameter does
             return (outer.transpose(-1, -2) @ inner).transpose(-1, -2), None
         return inner.transpose(-1, -2) @ outer, None
@@ -112,5 +125,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         inner, matrix = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
-            ctx.rows.append((inner, gradient) if matrix.dim() > 2 else (inner.flatten(0, -2), gradient.flatten(0, -2)))
+            rows = (inner, gradient) if matrix.dim() > 2 else (inner.flatten(0, -2), gradient.flatten(0, -2))
+            ctx.rows[_backward_run()].append(rows)
         return (gradient @ matrix.transpose(-1, -2) if ctx.needs_input_grad[0] else None), None, None
+
+
+def _backward_run() -> int:
+    """The number of the backward run that we are in; `torch.utils.checkpoint` tells its runs apart by it, too."""
+    number: int = torch._C._current_graph_task_id()
+    return number

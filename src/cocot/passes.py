@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,9 @@ from cocot.errors import ModelError
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Whose attention is known to be `softmax(q k) v` and nothing else."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of one layer and pass, each (batch, heads, columns, width)."""
 
 _ATTENTION = "cocot"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -105,8 +107,9 @@ class TrainingPasses:
     @contextmanager
     def surround(self, number: int, num_columns: int) -> Iterator[None]:
         """What pass `number`, over `num_columns` columns, runs in."""
+        self.cache.number = number
         with ExitStack() as stack:
-            stack.enter_context(self._reading(number))
+            stack.enter_context(_reading(self._config, number))
             if num_columns == 1:
                 stack.enter_context(self._weights)
             for part in self._checkpointed:
@@ -115,22 +118,24 @@ class TrainingPasses:
                     stack.enter_context(_set_to(part, "forward", self._recomputed(part, number)))
             yield
 
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        """Pass `number` sees the keys and values of those before it."""
-        implementation = _ATTENTION if number > 0 else self._config._attn_implementation
-        with _set_to(self.cache, "number", number), _set_to(self._config, "_attn_implementation", implementation):
-            yield
-
     def _recomputed(self, layer: nn.Module, number: int) -> Callable[..., Any]:
         """A layer's `forward` that keeps its input only, and runs again, as in this pass, when gradients are needed."""
-        forward = layer.forward
+        cache, config, forward = self.cache, self._config, layer.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self._reading(number), _set_to(layer, "gradient_checkpointing", False):
+            with _reading(config, number), _set_to(layer, "gradient_checkpointing", False):
                 return forward(*args, **kwargs)
 
-        return partial(checkpoint, run, use_reentrant=False)
+        def run_twice(*args: Any, **kwargs: Any) -> Any:
+            # What the second run needs waits in the graph. With this layer's own keys in it, it would wait for itself.
+            earlier = cache.before()
+            args = tuple(earlier if value is cache else value for value in args)
+            kwargs = {name: earlier if value is cache else value for name, value in kwargs.items()}
+            output = checkpoint(run, *args, use_reentrant=False, **kwargs)
+            cache.take(earlier)
+            return output
+
+        return run_twice
 
 
 class Pieces(NamedTuple):
@@ -144,39 +149,48 @@ class PassCache(Cache):
     """The keys and values of one training step, pass by pass.
 
     Attributes:
-        number: The pass that reads. With checkpointing, a layer may be computed again in a pass that was before.
+        number: The pass that reads.
     """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.number = 0
-        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+        self._passes: defaultdict[int, dict[int, KeysValues]] = defaultdict(dict)
         self._anchored: dict[int, tuple[DeferredMatrix, DeferredMatrix]] = {}
-        self._later: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Add a layer's keys and values of the current pass; returns all that the pass sees."""
+        made = key_states, value_states
+        self._passes[self.number][layer_idx] = made
         if self.number == 0:
-            if layer_idx not in self._anchored:
-                self._first[layer_idx] = (key_states, value_states)
-            return key_states, value_states
+            return made
         if layer_idx not in self._anchored:
-            self._anchored[layer_idx] = _anchored(*self._first[layer_idx])
-        later = self._later[layer_idx]
-        if len(later) < self.number:
-            later.append((key_states, value_states))
-        keys, values = zip(*later[: self.number - 1], (key_states, value_states), strict=True)
+            self._anchored[layer_idx] = _anchored(*self._passes[0][layer_idx])
+        keys, values = zip(*(self._passes[n][layer_idx] for n in range(1, self.number)), made, strict=True)
         first_keys, first_values = self._anchored[layer_idx]
         return Pieces(first_keys, torch.cat(keys, dim=-2)), Pieces(first_values, torch.cat(values, dim=-2))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of the passes before the current one."""
-        parts = [self._first.get(layer_idx), *self._later[layer_idx]][: self.number]
+        parts = [self._passes[number].get(layer_idx) for number in range(self.number)]
         return sum(part[0].shape[-2] for part in parts if part is not None)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Keys that the current pass sees, and the first of them: nothing is dropped, layers that slide have masks."""
         return self.get_seq_length(layer_idx) + query_length, 0
+
+    def before(self) -> PassCache:
+        """The passes before the current one, which is still to come in what is returned."""
+        earlier = PassCache()
+        earlier.number = self.number
+        earlier._passes.update({number: self._passes[number] for number in range(self.number)})
+        earlier._anchored.update(self._anchored)
+        return earlier
+
+    def take(self, earlier: PassCache) -> None:
+        """Move here what the current pass has added to what `before` returned."""
+        self._passes[self.number].update(earlier._passes.pop(self.number))
+        self._anchored.update(earlier._anchored)
 
 
 def _anchored(keys: Tensor, values: Tensor) -> tuple[DeferredMatrix, DeferredMatrix]:
@@ -204,7 +218,8 @@ def attend(
     rows = (query * scale).reshape(batch, key.later.shape[1], -1, width)
     scores = torch.cat([key.first.times(rows), rows @ key.later.transpose(-1, -2)], dim=-1)
     scores = _masked(scores.view(*query.shape[:3], -1), attention_mask)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    accurate = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=accurate).to(query.dtype)
     weights = functional.dropout(weights, dropout, training=module.training).view(*rows.shape[:3], -1)
     num_later = value.later.shape[-2]
     seen = value.first.times(weights[..., :-num_later]) + weights[..., -num_later:] @ value.later
@@ -222,6 +237,11 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
+
+
+def _reading(config: Any, number: int) -> AbstractContextManager[None]:
+    """Attention of pass `number`: all but the first see `Pieces`."""
+    return _set_to(config, "_attn_implementation", _ATTENTION if number > 0 else config._attn_implementation)
 
 
 @contextmanager

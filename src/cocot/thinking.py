@@ -60,9 +60,11 @@ def think(
     """
     splits = latent_columns(is_latent) if columns is None else columns
     assert 0 not in splits, "column 0 has no hidden state before it"
+    edges = list(pairwise([0, *splits, inputs_embeds.shape[1]]))
+    # One split, for backward joins its parts once; every slice would write a gradient of all columns.
+    segments = torch.split(inputs_embeds, [end - start for start, end in edges], dim=1)
     hidden: list[Tensor] = []
-    for number, (start, end) in enumerate(pairwise([0, *splits, inputs_embeds.shape[1]])):
-        segment = inputs_embeds[:, start:end]
+    for number, (segment, (start, end)) in enumerate(zip(segments, edges, strict=True)):
         if hidden:
             thought = hidden[-1][:, -1:].to(segment.dtype)
             first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
