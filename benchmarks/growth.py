@@ -4,7 +4,7 @@ One quantity varies at a time. Three curves: the step with thoughts; one pass ov
 paper and pencil: operations at the rate of a large matrix product, plus the reading of all weights twice a thought at
 the rate of a large sum; for memory, 16 widths a token and layer and the logits of the labels.
 
-    pip install altair vl-convert-python
+    pip install -c constraints.txt -e '.[charts]'
     python benchmarks/growth.py --out docs/growth        # growth.json, growth.svg
 """
 
@@ -83,9 +83,7 @@ def chart(points: list[dict[str, Any]], title: str) -> alt.VConcatChart:
             encoding = alt.Chart(data, width=200, height=170).encode(
                 x=alt.X("value:Q", title=name, scale=x_scale, axis=alt.Axis(values=list(SWEEPS[name]), format="d")),
                 y=alt.Y(f"{column}:Q", title=unit if name == "thoughts" else None, scale=alt.Scale(type="log")),
-                color=alt.Color(
-                    "curve:N", sort=order, title=None, scale=alt.Scale(range=["#0072B2", "#E69F00", "#555"])
-                ),
+                color=alt.Color("curve:N", sort=order, title=None, scale=alt.Scale(range=COLOURS)),
                 strokeDash=alt.StrokeDash("curve:N", sort=order, title=None),
             )
             panels.append(encoding.mark_line(point=alt.OverlayMarkDef(size=30)))
