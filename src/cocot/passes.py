@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocot.deferred import DeferredMatrix, DeferredWeights, in_autocast_dtype
@@ -160,7 +161,7 @@ class PassCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Add a layer's keys and values of the current pass; returns all that the pass sees."""
-        made = key_states, value_states
+        made = (key_states, value_states) if self.number > 0 else (key_states.contiguous(), value_states.contiguous())
         self._passes[self.number][layer_idx] = made
         if self.number == 0:
             return made
@@ -194,25 +195,30 @@ class PassCache(Cache):
 
 
 def _anchored(keys: Tensor, values: Tensor) -> tuple[DeferredMatrix, DeferredMatrix]:
-    """The first pass's keys (transposed) and values, laid out once for all products with them."""
-    laid_out = in_autocast_dtype(keys).contiguous().transpose(-1, -2)
-    return DeferredMatrix(laid_out), DeferredMatrix(in_autocast_dtype(values).contiguous())
+    """The first pass's keys (transposed) and values."""
+    return DeferredMatrix(in_autocast_dtype(keys).transpose(-1, -2)), DeferredMatrix(in_autocast_dtype(values))
 
 
 def attend(
     module: nn.Module,
     query: Tensor,
-    key: Pieces,
-    value: Pieces,
+    key: Any,
+    value: Any,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a few queries, (batch, heads, n, width), over `Pieces`; the interface is Hugging Face's.
+    """Attention of queries, (batch, heads, n, width), over keys and values; the interface is Hugging Face's.
 
-    Query heads that share keys are further rows of one product: nothing is repeated.
+    The first pass's is Hugging Face's as well. Over `Pieces`, query heads that share keys are further rows of one
+    product: nothing is repeated.
     """
+    if isinstance(key, Tensor):
+        # Laid out anew, queries let go of the tensor that they, keys and values are parts of.
+        query = query.transpose(1, 2).contiguous().transpose(1, 2)
+        settings = {"scaling": scaling, "dropout": dropout, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     batch, width = query.shape[0], query.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     rows = (query * scale).reshape(batch, key.later.shape[1], -1, width)
@@ -240,8 +246,9 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _reading(config: Any, number: int) -> AbstractContextManager[None]:
-    """Attention of pass `number`: all but the first see `Pieces`."""
-    return _set_to(config, "_attn_implementation", _ATTENTION if number > 0 else config._attn_implementation)
+    """Attention of pass `number`: all but the first see `Pieces`, for which a model's eager attention has no place."""
+    own = config._attn_implementation
+    return _set_to(config, "_attn_implementation", own if number == 0 and own == "eager" else _ATTENTION)
 
 
 @contextmanager
