@@ -84,7 +84,7 @@ def chart(points: list[dict[str, Any]], title: str) -> alt.VConcatChart:
                 x=alt.X("value:Q", title=name, scale=x_scale, axis=alt.Axis(values=list(SWEEPS[name]), format="d")),
                 y=alt.Y(f"{column}:Q", title=unit if name == "thoughts" else None, scale=alt.Scale(type="log")),
                 color=alt.Color("curve:N", sort=order, title=None, scale=alt.Scale(range=COLOURS)),
-                strokeDash=alt.StrokeDash("curve:N", sort=order, title=None),
+                strokeDash=alt.StrokeDash("curve:N", sort=order, legend=None),
             )
             panels.append(encoding.mark_line(point=alt.OverlayMarkDef(size=30)))
         rows.append(alt.hconcat(*panels))
@@ -109,9 +109,15 @@ def main() -> None:
                     f"{name:>9} {value:>5}  {item['curve']:<22}{item['seconds']:9.4f} s {item['MiB']:9.1f} MiB",
                     flush=True,
                 )
-    of_step = {name: [p for p in points if p["sweep"] == name and p["curve"] == STEP] for name in SWEEPS}
     slopes = {
-        name: {column: round(slope(of_step[name], column), 2) for column in ("seconds", "MiB")} for name in SWEEPS
+        name: {
+            f"{column}, {curve}": round(
+                slope([p for p in points if (p["sweep"], p["curve"]) == (name, curve)], column), 2
+            )
+            for column in ("seconds", "MiB")
+            for curve in (STEP, PASS)
+        }
+        for name in SWEEPS
     }
     base = ", ".join(f"{name} {value}" for name, value in BASE.items())
     title = f"Cost of a training step: {LAYERS} layers, {base}, one of them varied ({machine(device)})"
