@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,13 @@ PROBLEM = Problem(
 )
 PLAIN = {"question": "1 + 1?", "steps": ["<<1+1=2>>"], "answer": "2"}
 GOOD = json.dumps(PLAIN)
+EXAMPLE = {
+    "question": "Wumpuses are dull. Max is a wumpus.",
+    "query": "True or false: Max is dull.",
+    "chain_of_thought": ["Max is a wumpus.", "Wumpuses are dull.", "Max is dull."],
+    "answer": "True",
+}
+"""A problem as ProntoQA's public generator writes it."""
 
 
 def put(folder: Path, text: str, name: str = "problems.jsonl") -> Path:
@@ -46,6 +54,38 @@ def test_the_original_projects_list_is_read_with_its_graph(tmp_path: Path) -> No
     """A released file, a JSON list with graph fields, gives problems with graphs; one without them gives none."""
     path = put(tmp_path, json.dumps([ORIGINAL, {**PLAIN, "idx": 7}], indent=1), "prosqa_valid.json")
     assert read_problems(path) == [PROBLEM, Problem("1 + 1?", ("<<1+1=2>>",), "2")]
+
+
+PUBLISHED = {
+    "original GSM8k": (
+        '{"question": "1 + 1?", "answer": "It is <<1+1=2>>2.\\n#### 2"}',
+        Problem("1 + 1?", ("<<1+1=2>>",), "2"),
+    ),
+    "original GSM8k, listed": ('[{"question": "q", "answer": "#### 2,000"}]', Problem("q", (), "2000")),
+    "iCoT": ("\n1 + 1?||<<1+1=2>> #### 2", Problem("1 + 1?", ("<<1+1=2>>",), "2")),
+    "ProntoQA": (
+        json.dumps({"example1": {"test_example": EXAMPLE}}, indent=1),
+        Problem(
+            "Wumpuses are dull. Max is a wumpus. True or false: Max is dull.",
+            ("Max is a wumpus. Wumpuses are dull.", "Max is dull."),
+            "True",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_forms_are_read(tmp_path: Path, name: str) -> None:
+    """Files of the original projects are read as they are, whatever they are called."""
+    text, problem = PUBLISHED[name]
+    assert read_problems(put(tmp_path, text, "anything")) == [problem]
+
+
+def test_our_own_steps_win(tmp_path: Path) -> None:
+    """An answer that happens to hold GSM8k's mark is an answer, where steps are given."""
+    assert read_problems(put(tmp_path, json.dumps({**PLAIN, "answer": "#### 2"}))) == [
+        Problem("1 + 1?", ("<<1+1=2>>",), "#### 2")
+    ]
 
 
 def test_written_problems_are_read_back_the_same(tmp_path: Path) -> None:
@@ -82,6 +122,17 @@ def test_gzipped_files_of_both_formats_are_read(tmp_path: Path, text: str) -> No
         (f'[{GOOD}, {{"question": "q"}}]', ", item 2:", "field 'answer' is missing"),
         (json.dumps({**ORIGINAL, "edges": [[0]]}), ":1:", "the graph is damaged"),
         (json.dumps({k: v for k, v in ORIGINAL.items() if k != "neg_target"}), ":1:", "the graph is damaged"),
+        (f"q||#### 2\nq|#### 2\n{GOOD}", ":2:", "not of the form 'question||<<step>> <<step>> #### answer'"),
+        ("|| <<1+1=2>> #### 2", ":1:", "field 'question' is missing, empty"),
+        ("q||<<1+1=2>> #### ", ":1:", "field 'answer' is missing, empty"),
+        ('{"question": "q", "answer": "#### "}', ":1:", "field 'answer' is missing, empty"),
+        ('{"e1": {"test_example": {"question": "q"}}}', ", item 1:", "a test_example has question, query and answer"),
+        (
+            json.dumps({"e": {"test_example": {**EXAMPLE, "chain_of_thought": ["a.", 1]}}}),
+            ", item 1:",
+            "a list of text",
+        ),
+        (json.dumps({"e": {"test_example": EXAMPLE}})[:-9], ":1:", "malformed JSON"),
         ("", " holds no problems", "Each problem is an object"),
         ("\n  \n", " holds no problems", "Each problem is an object"),
         ("[]", " holds no problems", "Each problem is an object"),
@@ -95,6 +146,34 @@ def test_a_bad_problem_is_named_by_file_and_line(tmp_path: Path, text: str, wher
     assert f"{path}{where}" in str(caught.value)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# The Hub
+
+
+def test_a_hub_data_set_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named, and nothing else is needed before."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"hub:openai/gsm8k:main:train takes the package datasets: pip install 'cocot"):
+        read_problems("hub:openai/gsm8k:main:train")
+
+
+@pytest.mark.parametrize("source", ["hub:openai/gsm8k", "hub:", "hub::train", "hub:a:b:c:d"])
+def test_a_hub_name_of_another_form_is_refused(source: str) -> None:
+    """The message shows both forms."""
+    with pytest.raises(DataError, match="is neither hub:NAME:SPLIT nor hub:NAME:CONFIG:SPLIT"):
+        read_problems(source)
+
+
+def test_a_hub_data_set_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows have the forms that files have; offline, and for a name that is not there, the message says what to do."""
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'cocot[hub]'")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    put(tmp_path, json.dumps({"question": "1 + 1?", "answer": "<<1+1=2>> #### 2"}) + "\n", "train.jsonl")
+    assert read_problems(f"hub:{tmp_path}:train") == [Problem("1 + 1?", ("<<1+1=2>>",), "2")]
+    for source in ("hub:openai/gsm8k:main:train", f"hub:{tmp_path}:test"):
+        with pytest.raises(DataError, match=rf"cannot load {source}: .* download its files elsewhere and give their"):
+            read_problems(source)
 
 
 def damaged(data: bytes, at: int) -> bytes:

@@ -1,8 +1,15 @@
 """Problems in files: a user's own data needs no code.
 
-In: a path. Out: `Problem`s. Two formats, told apart by their first character, also gzipped (`.gz`):
-the original project's JSON list `[{"question", "steps", "answer"}, ...]`, its graph fields kept where present,
-and JSONL, one such object a line.
+In: a path. Out: `Problem`s. The format is told by the text, also gzipped (`.gz`):
+
+- JSONL, one object `{"question", "steps", "answer"}` a line, or a JSON list of them, as the original project has it;
+  graph fields are kept where present;
+- GSM8k's own objects in either, `{"question", "answer": "... <<48/2=24>> ... #### 72"}`;
+- iCoT's lines, `question||<<48/2=24>> ... #### 72`;
+- ProntoQA's object, `{"example1": {"test_example": {...}}, ...}`, as the public generator writes it.
+
+`hub:NAME:SPLIT` and `hub:NAME:CONFIG:SPLIT` name a data set of the Hugging Face Hub with rows of these forms, for
+example `hub:openai/gsm8k:main:train`; that takes the package `datasets`.
 
     problems = read_problems("prosqa_valid.json")
     write_problems("train.jsonl", problems)
@@ -21,30 +28,54 @@ from pathlib import Path
 from typing import Any
 
 from cocot.errors import DataError
+from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
 
+_HUB = "hub:"
 _FORMAT = 'Each problem is an object {"question": text, "steps": [text, ...], "answer": text}.'
 
 
-def read_problems(path: str | Path) -> list[Problem]:
-    """Read problems from a JSON or JSONL file, in order.
+def read_problems(source: str | Path) -> list[Problem]:
+    """Read problems from a file, or from a data set on the Hub, in order.
 
     Raises:
         DataError: the file is missing or not readable, a line is malformed, a field is missing, empty or of the wrong
-            type. The message names the file and the line (of a JSON list: the item).
+            type. The message names the file and the line (of a list: the item). Or the data set cannot be loaded.
     """
-    path = Path(path)
+    is_on_hub = str(source).startswith(_HUB)
+    items = _hub_items(str(source)) if is_on_hub else _file_items(Path(source))
+    problems = [_problem(item, where) for where, item in items]
+    if not problems:
+        raise DataError(f"{source} holds no problems. {_FORMAT}")
+    return problems
+
+
+def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a data set on the Hub."""
+    name, *rest = source.removeprefix(_HUB).split(":")
+    if not name or len(rest) not in (1, 2):
+        raise DataError(f"{source!r} is neither hub:NAME:SPLIT nor hub:NAME:CONFIG:SPLIT.")
+    try:
+        from datasets import load_dataset  # large, and not needed otherwise
+    except ImportError as error:
+        raise DataError(f"{source} takes the package datasets: pip install 'cocot[hub]'.") from error
+    try:
+        rows = load_dataset(name, *rest[:-1], split=rest[-1])
+    except Exception as error:  # of many kinds: no network, no such name, a damaged cache
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"cannot load {source}: {reason[0]} Without a network, download its files elsewhere and give their path."
+        ) from error
+    yield from ((f"{source}, item {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read problems from {path}: {error}.") from error
-    is_list = text.lstrip().startswith("[")
-    items = _list_items(path, text) if is_list else _line_items(path, text)
-    problems = [_problem(item, where) for where, item in items]
-    if not problems:
-        raise DataError(f"{path} holds no problems. {_FORMAT}")
-    return problems
+    yield from _items(path, text)
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
@@ -57,25 +88,53 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     os.replace(partial, path)
 
 
-def _list_items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: malformed JSON: {error.msg}. {_FORMAT}") from error
-    yield from ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))
-
-
-def _line_items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Where every item stands, and the item: an object, or a line of text."""
+    start = text.lstrip()[:1000]
+    if start.startswith("[") or '"test_example"' in start:
+        try:
+            items = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: malformed JSON: {error.msg}. {_FORMAT}") from error
+        yield from ((f"{path}, item {number}", item) for number, item in enumerate(_listed(items), start=1))
+        return
+    is_json = "||" not in start.split("\n")[0] or start.startswith("{")
     # split("\n"), not splitlines(): JSON strings may hold other line separators
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
+                yield f"{path}:{number}", json.loads(line) if is_json else line
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: malformed JSON: {error.msg}. {_FORMAT}") from error
 
 
+def _listed(items: Any) -> list[Any]:
+    return list(items.values()) if isinstance(items, dict) else list(items)
+
+
 def _problem(item: Any, where: str) -> Problem:
+    try:
+        published = _published(item)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}.") from error
+    return _own({**published.to_json(), "steps": list(published.steps)} if published else item, where)
+
+
+def _published(item: Any) -> Problem | None:
+    """The problem of an item in a published data set's own form; None if it has none of these forms."""
+    if isinstance(item, str):
+        return gsm8k.from_line(item)
+    if not isinstance(item, dict):
+        return None
+    if isinstance(item.get("test_example"), dict):
+        return prontoqa.from_example(item["test_example"])
+    question, answer = item.get("question"), item.get("answer")
+    if "steps" not in item and isinstance(question, str) and isinstance(answer, str) and "####" in answer:
+        return gsm8k.from_original(question, answer)
+    return None
+
+
+def _own(item: Any, where: str) -> Problem:
     if not isinstance(item, dict):
         raise DataError(f"{where}: got {type(item).__name__}, not an object. {_FORMAT}")
     for name in ("question", "answer"):

@@ -1,0 +1,307 @@
+"""ProntoQA: is a statement true, given a small made-up ontology ("every wumpus is a tumpus") in random order?
+
+In: a count, a seed and a number of hops. Out: `Problem`s; grading and statistics of them.
+
+The entity belongs to a concept from which a chain of rules climbs to a property that the question asks for. Around the
+chain stand distractors: a second parent for each of its concepts, an ontology apart, and one rule with the opposite
+property. The texts are like those of the public generator (PrOntoQA, arXiv 2210.01240: fictional ontology, random
+order, no examples in the prompt), which the Coconut paper used with 5 hops.
+
+Those texts have a shortcut that follows no rule: the distracting rule's concept occurs nowhere else, so "believe the
+rule whose concept is better known" is always right. Mode `balanced` closes it.
+
+Example:
+    >>> from cocot.tasks.prontoqa import ProntoQA
+    >>> task = ProntoQA()
+    >>> (problem,) = task.generate(1, seed=0, mode="balanced", hops=1)
+    >>> problem.question[-104:]
+    'are shumpuses. Zumpuses are vumpuses. Wren is a zumpus. Sam is a sterpus. True or false: Wren is floral.'
+    >>> problem.steps, problem.answer
+    (('Wren is a zumpus. Zumpuses are not floral.', 'Wren is not floral.'), 'False')
+    >>> task.is_correct(problem, " False ")
+    True
+
+Read next: `problem.py` (the values made here), `prosqa.py` (the sister task).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from cocot.errors import ConfigError, DataError
+from cocot.tasks.problem import Problem
+
+_PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
+# Split from text: in a wall of quotes a missing comma would join two names unseen.
+_CONCEPTS = """brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus
+    wumpus yumpus zumpus""".split()  # noqa: SIM905
+_FAMILIES = [
+    family.split()
+    for family in (
+        "aggressive amenable angry kind mean",
+        "bitter sour spicy sweet",
+        "blue brown orange red",
+        "bright dull",
+        "cold hot temperate",
+        "discordant loud melodic muffled",
+        "earthy floral fruity",
+        "fast moderate slow",
+        "feisty happy nervous shy",
+        "large small",
+        "liquid luminous metallic wooden",
+        "opaque transparent",
+        "overcast rainy snowy sunny windy",
+    )
+]
+# How often a rule says "not", as counted in 10,000 problems of the public generator.
+_NEGATED_END, _NEGATED_CHAIN, _NEGATED_ELSE = 0.467, 0.275, 1 / 3
+_RULE = re.compile(r"(?:(?:Each|Every) (\w+) is|(\w+) are) (not )?(?:an? )?(\w+)")
+_QUERY = re.compile(r"True or false: \w+ is (not )?(\w+)\.$")
+
+
+class _Rule(NamedTuple):
+    """`subject` is (not) `predicate`: another concept, or a property."""
+
+    subject: str
+    is_negated: bool
+    predicate: str
+
+    def sentence(self, rng: Random) -> str:
+        """One of the three ways to say it."""
+        negation = "not " if self.is_negated else ""
+        if rng.random() < 0.5:
+            return f"{_plural(self.subject).capitalize()} are {negation}{_plural(self.predicate)}."
+        return f"{rng.choice(('Each', 'Every'))} {self.subject} is {negation}{_with_article(self.predicate)}."
+
+
+def _plural(word: str) -> str:
+    return f"{word}es" if word in _CONCEPTS else word
+
+
+def _with_article(word: str) -> str:
+    if word not in _CONCEPTS:
+        return word
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _fact(person: str, word: str, is_negated: bool = False) -> str:
+    return f"{person} is {'not ' if is_negated else ''}{_with_article(word)}."
+
+
+class _Ontology(NamedTuple):
+    """The rules of one problem, and who is what.
+
+    Attributes:
+        proof: The rules that climb from the entity's concept to the property asked for.
+        others: All other rules.
+        start: The entity's concept.
+        elsewhere: The concept of the second fact.
+        is_of_another: Whether the second fact is about another entity.
+    """
+
+    proof: list[_Rule]
+    others: list[_Rule]
+    start: str
+    elsewhere: str
+    is_of_another: bool
+
+
+class _Supply:
+    """Names and properties that no rule of the problem has used yet."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._concepts = iter(rng.sample(_CONCEPTS, len(_CONCEPTS)))
+        self._families = iter(rng.sample(_FAMILIES, len(_FAMILIES)))
+
+    def concepts(self, count: int) -> list[str]:
+        return [next(self._concepts) for _ in range(count)]
+
+    def property(self, subject: str, probability: float) -> _Rule:
+        """A rule that gives `subject` a fresh property, negated with that probability."""
+        return _Rule(subject, self._rng.random() < probability, self._rng.choice(next(self._families)))
+
+
+def _chain(supply: _Supply, hops: int) -> tuple[list[_Rule], list[_Rule], str, str]:
+    """A chain of `hops` concepts under a top one: the rules that climb it, its distractors, its first and last concept.
+
+    Every concept has a second parent, and every one but the first a property, as has every second parent.
+    """
+    top, *chain = supply.concepts(hops + 1)  # each is a kind of the one before it
+    parents = supply.concepts(hops)
+    climbs = [_Rule(lower, False, upper) for upper, lower in zip([top, *chain], chain, strict=False)]
+    others = [climbs[0], *(_Rule(lower, False, parent) for lower, parent in zip(chain, parents, strict=True))]
+    others += [supply.property(concept, _NEGATED_CHAIN) for concept in chain[1:]]
+    others += [supply.property(concept, _NEGATED_ELSE) for concept in parents]
+    return climbs[:0:-1], others, chain[0], chain[-1]
+
+
+def _released(rng: Random, hops: int) -> _Ontology:
+    """A chain, an ontology apart, and a concept of which nothing is said but the opposite of the answer."""
+    supply = _Supply(rng)
+    climb, others, highest, start = _chain(supply, hops)
+    end = supply.property(highest, _NEGATED_END)
+    below, above, stranger = supply.concepts(3)
+    others += [_Rule(below, False, above), supply.property(below, _NEGATED_ELSE)]
+    others.append(_Rule(stranger, not end.is_negated, end.predicate))
+    return _Ontology([*climb, end], others, start, below, is_of_another=False)
+
+
+def _balanced(rng: Random, hops: int) -> _Ontology:
+    """Two chains drawn by the same law, with opposite ends, one for the entity and one for another."""
+    supply = _Supply(rng)
+    (climb, others, highest, start), (climb_2, others_2, highest_2, start_2) = (_chain(supply, hops) for _ in "ab")
+    end = supply.property(highest, 0.5)
+    opposite = _Rule(highest_2, not end.is_negated, end.predicate)
+    return _Ontology([*climb, end], [*others, *others_2, *climb_2, opposite], start, start_2, is_of_another=True)
+
+
+class _Mode(NamedTuple):
+    draw: Callable[[Random, int], _Ontology]
+    most_hops: int  # as far as names and properties reach
+
+
+_MODES = {
+    "released": _Mode(_released, min((len(_CONCEPTS) - 4) // 2, (len(_FAMILIES) - 1) // 2)),
+    "balanced": _Mode(_balanced, min((len(_CONCEPTS) - 2) // 4, (len(_FAMILIES) + 1) // 4)),
+}
+
+
+def _write(rng: Random, ontology: _Ontology) -> Problem:
+    person, another = rng.sample(_PERSONS, 2)
+    proof = [rule.sentence(rng) for rule in ontology.proof]
+    rules = [*proof, *(rule.sentence(rng) for rule in ontology.others)]
+    rng.shuffle(rules)
+    start = _fact(person, ontology.start)
+    second = _fact(another if ontology.is_of_another else person, ontology.elsewhere)
+    conclusions = [start, *(_fact(person, rule.predicate, rule.is_negated) for rule in ontology.proof)]
+    end, is_true = ontology.proof[-1], rng.random() < 0.5
+    query = _fact(person, end.predicate, end.is_negated == is_true)
+    return Problem(
+        question=" ".join([*rules, *rng.sample([start, second], 2), f"True or false: {query}"]),
+        steps=(*map(" ".join, zip(conclusions, proof, strict=False)), conclusions[-1]),
+        answer=str(is_true),
+    )
+
+
+def from_example(example: Mapping[str, Any]) -> Problem:
+    """A problem from a `test_example` of the public generator.
+
+    Raises:
+        ValueError: a field is missing or of another type.
+    """
+    texts = [example.get("question"), example.get("query"), example.get("answer")]
+    chain = example.get("chain_of_thought")
+    if not isinstance(chain, list) or not all(isinstance(text, str) for text in (*texts, *chain)):
+        raise ValueError("a test_example has question, query and answer (text) and chain_of_thought (a list of text)")
+    question, query, answer = texts
+    pairs = (" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2))
+    return Problem(f"{question} {query}", tuple(pairs), str(answer))
+
+
+def _statistics(index: int, problem: Problem) -> dict[str, float]:
+    """The row of one problem; `ProntoQA.report` averages them."""
+    query = _QUERY.search(problem.question)
+    rules = list(_RULE.finditer(problem.question))
+    about = [rule for rule in rules if query and rule[4] == query[2]]
+    if query is None or len(about) != 2 or problem.answer not in ("True", "False"):
+        raise DataError(
+            f"problem {index} ({problem.question[:40]!r}...) is not of ProntoQA's form: rules, two of them about the "
+            "property asked for, then 'True or false: ...'. Report on generated or published problems only."
+        )
+    words = Counter(re.findall(r"[a-z]+", problem.question.lower()))
+
+    def mentions(rule: re.Match[str]) -> int:
+        concept = (rule[1] or rule[2].removesuffix("es")).lower()
+        return words[concept] + words[f"{concept}es"]
+
+    def believes(rule: re.Match[str]) -> float:
+        return float((problem.answer == "True") == (bool(rule[3]) == bool(query[1])))
+
+    num_negations = words["not"]
+    better_known = sorted(about, key=mentions)
+    tied = mentions(about[0]) == mentions(about[1])
+    return {
+        "sentences": problem.question.count("."),
+        "question_words": len(problem.question.split()),
+        "chain_words": len(" ".join(problem.steps).split()),
+        "steps": len(problem.steps),
+        "answer_true": problem.answer == "True",
+        "query_negated": bool(query[1]),
+        "negations": num_negations,
+        "shortcut_even_negations": float((problem.answer == "True") == (num_negations % 2 == 0)),
+        "shortcut_last_mentioned": believes(about[1]),
+        "shortcut_better_known": 0.5 if tied else believes(better_known[1]),
+    }
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class ProntoQA:
+    """The ProntoQA task of arXiv 2412.06769, section 4.1: make problems, grade answers, report statistics."""
+
+    name = "prontoqa"
+
+    def generate(
+        self, count: int, *, seed: int, mode: str = "released", hops: int | None = None, **settings: Any
+    ) -> list[Problem]:
+        """Make problems; fewer of them with the same settings are a prefix of more.
+
+        Args:
+            count: How many.
+            seed: Any whole number; another one gives other problems.
+            mode: `released` (like the public generator's, which the paper used) or `balanced` (no shortcut: without
+                the fact about its entity the question says nothing about the answer).
+            hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3.
+            **settings: Refused.
+
+        Returns:
+            The problems; a step is what is known and the rule that it calls for, the last step the conclusion.
+
+        Raises:
+            ConfigError: a setting is unknown or impossible.
+
+        Source: arXiv 2210.01240 and its public generator; arXiv 2412.06769, section 4.1.
+        """
+        if settings:
+            raise ConfigError(f"unknown ProntoQA setting {next(iter(settings))!r}; choose one of: mode, hops.")
+        if mode not in _MODES:
+            raise ConfigError(f"unknown ProntoQA mode {mode!r}; choose one of: {', '.join(_MODES)}.")
+        draw, most = _MODES[mode]
+        hops = min(5, most) if hops is None else hops
+        if not _is_whole(hops) or not 1 <= hops <= most:
+            raise ConfigError(f"hops must be a whole number from 1 to {most} in mode {mode!r}, got {hops!r}.")
+        if not _is_whole(count) or count < 0:
+            raise ConfigError(f"count must be a whole number of at least 0, got {count!r}.")
+        rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
+        return [_write(rng, draw(rng, hops)) for _ in range(count)]
+
+    def is_correct(self, problem: Problem, text: str) -> bool:
+        """Whether `text` is the answer, `True` or `False`, to the letter."""
+        return text.strip() == problem.answer
+
+    def report(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """Means over the problems, and the accuracy of rules that do not reason.
+
+        Args:
+            problems: Generated or published problems.
+
+        Returns:
+            The mean of each statistic. The shortcuts: `even_negations` says True if the question holds an even number
+            of "not"; of the two rules about the property that is asked for, `last_mentioned` believes the later one
+            and `better_known` the one whose concept occurs more often in the question (on a tie it guesses).
+
+        Raises:
+            DataError: there are no problems, or one of them is of another form.
+        """
+        if not problems:
+            raise DataError("cannot report on 0 problems: give at least one.")
+        rows = [_statistics(index, problem) for index, problem in enumerate(problems)]
+        return {key: fmean(row[key] for row in rows) for key in rows[0]}
