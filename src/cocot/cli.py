@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
 
     sub = add("data", _data, "make problems, with their statistics")
-    sub.add_argument("task", help="prosqa")
+    sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
     sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     _add_problem_arguments(sub, count=1000)
 
@@ -124,14 +124,17 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     """Where problems come from: a file, or the task's generator."""
     source = parser.add_argument_group("problems")
-    source.add_argument("--data", type=Path, help="JSON or JSONL file; otherwise they are generated")
+    source.add_argument("--data", type=Path, help="file of problems, or hub:NAME:SPLIT; otherwise they are generated")
     source.add_argument("--count", type=int, default=count, help="how many to generate (default: %(default)s)")
     source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
-    source.add_argument("--mode", help="prosqa: released, paper or balanced")
+    source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
     source.add_argument("--rendering", help="prosqa: sentences or symbolic")
     source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
     source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
+    source.add_argument("--hops", type=int, help="prontoqa: rules of a proof")
+    source.add_argument("--steps", type=int, nargs="+", help="gsm8k: equations a problem, 1 to 6")
+    source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
 
 
 def _problems(args: argparse.Namespace) -> list[Problem]:
@@ -141,7 +144,7 @@ def _problems(args: argparse.Namespace) -> list[Problem]:
     task = tasks.get(args.task)
     if args.data:
         return read_problems(args.data)
-    names = ("mode", "rendering", "layers", "width", "nodes")
+    names = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return task.generate(args.count, seed=args.seed, **settings)
 
