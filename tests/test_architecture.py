@@ -16,7 +16,7 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
-    ("tasks.problem", "tasks.files", "tasks.prosqa", "tasks"),
+    ("tasks.problem", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "config", "recipe_files", "plan"),
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
