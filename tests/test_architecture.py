@@ -21,7 +21,7 @@ FLOORS = (
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
-    ("evaluation",),
+    ("evaluation", "controls"),
     ("report", "stage_trainer", "training", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),

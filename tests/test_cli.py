@@ -145,6 +145,19 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert {record["num_thoughts"] for record in ours} == {1}
 
 
+def test_eval_with_controls(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`cocot eval --controls`: a row and a file of records a control, and the shortcut below."""
+    command = ["eval", trained, "--controls", "--count", 4, "--max-new-tokens", 5, *SMALL]
+    code, out, _ = run([*command, "--out", tmp_path / "e.jsonl"], capsys)
+    assert code == 0
+    names = ["as trained", "zeros", "noise", "shuffled", "mean", "k=0"]
+    assert [line.split("  ")[0] for line in out.splitlines()[1:7]] == names
+    assert out.splitlines()[7].startswith("shortcut: ")
+    assert out.splitlines()[-1] == f"records: {tmp_path / 'e.*.jsonl'}"
+    assert {path.name for path in tmp_path.iterdir()} == {f"e.{name.replace(' ', '_')}.jsonl" for name in names}
+    assert all(len(path.read_text().splitlines()) == 4 for path in tmp_path.iterdir())
+
+
 def test_ask_streams_the_answer(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`cocot ask` writes the answer alone to stdout, the count of tokens to stderr; `--text-steps`: in words."""
     (problem,) = ProsQA().generate(1, seed=9, mode="balanced", rendering="symbolic", layers=2, width=1)
@@ -186,6 +199,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "unwritable data": (["data", "prosqa", "--out", "{bad}/p.jsonl", "--count", "1"], "bad.jsonl"),
     "no such model": (["eval", "{tmp}/none"], "cannot load a model"),
     "no such file": (["eval", "{trained}", "--data", "{tmp}/none.jsonl"], "cannot read problems"),
+    "controls and thoughts": (["eval", "{trained}", "--controls", "--thoughts", "1"], "leave --thoughts out"),
     "unknown task": (["eval", "{trained}", "--task", "chess"], "unknown task 'chess'"),
     "unknown mode": (["data", "prosqa", "--out", "{tmp}/x.jsonl", "--mode", "relased"], "did you mean 'released'"),
     "unknown word": (["ask", "{trained}", "who knows ?"], "['who', 'knows']"),

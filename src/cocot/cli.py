@@ -19,7 +19,7 @@ from cocot.errors import CocotError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from cocot.config import RunConfig
-    from cocot.tasks.problem import Problem
+    from cocot.tasks.problem import Problem, Task
 
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="run folder, model folder, or hub id")
     sub.add_argument("--task", default="prosqa")
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument(
+        "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
+    )
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
     sub.add_argument(
@@ -216,6 +219,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from cocot import tasks
+    from cocot.controls import run_controls
     from cocot.evaluation import evaluate, summarise, write_records
     from cocot.model import load
     from cocot.report import plain
@@ -223,21 +227,38 @@ def _eval(args: argparse.Namespace) -> int:
     _hush()
     problems = _problems(args)
     model, tokenizer = load(args.model)
-    records = evaluate(
-        model,
-        tokenizer,
-        tasks.get(args.task),
-        problems,
-        num_thoughts=args.thoughts,
-        batch_size=args.batch_size,
-        max_new_tokens=args.max_new_tokens,
-        shows_progress=True,
-    )
+    task = tasks.get(args.task)
+    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": True}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
-    write_records(out, records)
-    print(plain([{"method": Path(args.model).name, **summarise(records).to_json(), "train_problems": None}]))
-    print(f"records: {out}")
+    if args.controls:
+        if args.thoughts is not None:
+            raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
+        results = run_controls(model, tokenizer, task, problems, **settings)
+    else:
+        name = Path(args.model).name
+        results = iter([(name, evaluate(model, tokenizer, task, problems, num_thoughts=args.thoughts, **settings))])
+    rows = []
+    for name, records in results:
+        path = out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out
+        write_records(path, records)
+        rows.append({"method": name, **summarise(records).to_json(), "train_problems": None})
+    print(plain(rows))
+    if args.controls:
+        _print_shortcuts(task, problems)
+    print(f"records: {out.with_stem(f'{out.stem}.*') if args.controls else out}")
     return 0
+
+
+def _print_shortcuts(task: Task, problems: Sequence[Problem]) -> None:
+    """What rules that do not reason would reach on the same problems."""
+    try:
+        report = task.report(problems)
+    except CocotError:
+        print("no shortcuts are known for these problems")
+        return
+    for name, value in report.items():
+        if name.startswith("shortcut"):
+            print(f"{name}: {value:.1%}")
 
 
 def _ask(args: argparse.Namespace) -> int:

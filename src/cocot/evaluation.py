@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.errors import DataError
-from cocot.generation import answer
+from cocot.generation import EditOf, answer
 from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
 
@@ -83,6 +83,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int | None = 64,
     shows_progress: bool = False,
+    edit_thought: EditOf | None = None,
 ) -> list[Record]:
     """Ask the model every problem and grade its answers.
 
@@ -95,6 +96,7 @@ def evaluate(
         batch_size: Questions a batch.
         max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for.
         shows_progress: Whether to show a bar with the time left.
+        edit_thought: What becomes of a thought before it is fed back; indices are those of `problems`.
 
     Raises:
         DataError: there are no problems, or `answer` cannot use one.
@@ -105,7 +107,16 @@ def evaluate(
     questions = [problem.question for problem in problems]
     bar = tqdm(total=len(questions), unit="question", disable=not shows_progress)
     with bar:
-        answers = answer(model, tokenizer, questions, num_thoughts, max_new_tokens, batch_size, on_batch=bar.update)
+        answers = answer(
+            model,
+            tokenizer,
+            questions,
+            num_thoughts,
+            max_new_tokens,
+            batch_size,
+            on_batch=bar.update,
+            edit_thought=edit_thought,
+        )
     return [
         Record(
             question=problem.question,

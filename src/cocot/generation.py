@@ -12,17 +12,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from cocot.curriculum import ANSWER_MARK, ThoughtSettings, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.model import thought_settings
+from cocot.thinking import Edit
 
 _MOST_NEW_TOKENS = 256
+
+EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
+"""What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
+(questions, 1, width); returns what is fed back in its place, of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ def answer(
     *,
     streamer: BaseStreamer | None = None,
     on_batch: Callable[[int], Any] | None = None,
+    edit_thought: EditOf | None = None,
 ) -> list[Answer]:
     """Answer questions, greedily, in batches of questions of similar length.
 
@@ -69,6 +77,7 @@ def answer(
         batch_size: Questions a batch.
         streamer: Receives the tokens as they are written; for a single question.
         on_batch: Called after every batch with the number of questions it answered.
+        edit_thought: What becomes of a thought before it is fed back; see `EditOf`.
 
     Returns:
         One answer a question, in the order of `questions`.
@@ -87,7 +96,8 @@ def answer(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
-        written = _generate(model, tokenizer, [prompts[index] for index in batch], room, streamer)
+        edit = partial(edit_thought, batch) if edit_thought else None
+        written = _generate(model, tokenizer, [prompts[index] for index in batch], room, streamer, edit)
         seconds = (time.perf_counter() - began) / len(batch)
         for index, tokens in zip(batch, written, strict=True):
             answers[index] = _read(tokens, count, seconds, tokenizer)
@@ -103,6 +113,7 @@ def _generate(
     prompts: list[list[int]],
     max_new_tokens: int,
     streamer: BaseStreamer | None,
+    edit: Edit | None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
     width = max(map(len, prompts))
@@ -120,6 +131,7 @@ def _generate(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_id,
         streamer=streamer,
+        edit_thought=edit,
     )
     model.train(was_training)
     written: list[list[int]] = output[:, width:].tolist()

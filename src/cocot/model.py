@@ -37,8 +37,8 @@ from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
 from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
+from cocot.thinking import Edit, think
 from cocot.thinking import latent_columns as find_columns
-from cocot.thinking import think
 
 
 class Thoughts:
@@ -62,6 +62,7 @@ class Thoughts:
         logits_to_keep: int | Tensor = 0,
         latent_columns: Sequence[int] | None = None,
         labelled: Tensor | None = None,
+        edit_thought: Edit | None = None,
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's `forward`, with a thought wherever `input_ids` holds the placeholder.
@@ -81,6 +82,7 @@ class Thoughts:
             latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and `labelled`,
                 nothing in a step waits for the device.
             labelled: As `collate` gives it: `label_positions(labels)`.
+            edit_thought: What becomes of a thought before it is fed back; see `thinking.Edit`.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
 
         Returns:
@@ -136,6 +138,7 @@ class Thoughts:
             columns=latent_columns,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            edit_thought=edit_thought,
             **kwargs,
         )
         kept_cache = cache if use_cache or past_key_values is not None else None

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 Mask = Tensor | Mapping[str, Tensor | None] | None
+Edit = Callable[[int, Tensor], Tensor]
+"""What becomes of thought `number`, from 1, before it is fed back: (batch, 1, width) -> (batch, 1, width)."""
 
 
 def think(
@@ -35,6 +37,7 @@ def think(
     columns: Sequence[int] | None = None,
     attention_mask: Mask = None,
     position_ids: Tensor | None = None,
+    edit_thought: Edit | None = None,
     surround: Callable[[int, int], AbstractContextManager[None]] = lambda number, num_columns: nullcontext(),
     **kwargs: Any,
 ) -> Tensor:
@@ -52,6 +55,7 @@ def think(
         attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
             a layer type. It covers past and current columns.
         position_ids: (batch, columns); covers the current columns only.
+        edit_thought: What becomes of the thoughts of a pass before they are fed back; for experiments.
         surround: What a pass runs in, given its number and how many columns it reads.
         **kwargs: Passed to every call of the decoder.
 
@@ -67,6 +71,8 @@ def think(
     for number, (segment, (start, end)) in enumerate(zip(segments, edges, strict=True)):
         if hidden:
             thought = hidden[-1][:, -1:].to(segment.dtype)
+            if edit_thought is not None:
+                thought = edit_thought(number, thought)
             first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
             segment = torch.cat([first, segment[:, 1:]], dim=1)
         with surround(number, end - start):
