@@ -12,7 +12,7 @@ import torch
 from runs_support import TINY_INIT
 
 from cocot.errors import DataError
-from cocot.evaluation import Record, evaluate, summarise, wilson_interval, write_records
+from cocot.evaluation import Record, evaluate, mcnemar, summarise, wilson_interval, write_records
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.tasks.problem import Problem
@@ -36,6 +36,26 @@ def test_wilson_interval_solves_its_equation(num_correct: int, count: int) -> No
     for end in wilson_interval(num_correct, count):
         distance = abs(num_correct / count - end)
         assert distance == pytest.approx(1.959964 * sqrt(end * (1 - end) / count), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (3, 3, 1.0), (9, 1, 0.021484375), (10, 2, 0.03857421875)],
+)
+def test_mcnemar_is_the_sign_test(only_first: int, only_second: int, p: float) -> None:
+    """Worked by hand: 2 (1 + 10) / 1024 for 9 against 1; problems that both solve, or neither, do not count."""
+    first = [True] * only_first + [False] * only_second + [True, False]
+    second = [False] * only_first + [True] * only_second + [True, False]
+    assert mcnemar(first, second) == p
+    assert mcnemar(second, first) == p
+
+
+def test_mcnemar_of_many_problems() -> None:
+    """Thousands of problems neither overflow nor round to nothing."""
+    assert 0 < mcnemar([True] * 600 + [False] * 400, [False] * 600 + [True] * 400) < 1e-9
+    assert mcnemar([True] * 2500 + [False] * 2500, [False] * 2500 + [True] * 2500) == 1
+    with pytest.raises(ValueError, match="zip"):
+        mcnemar([True], [True, False])
 
 
 def test_a_summary_counts_and_averages() -> None:

@@ -23,6 +23,7 @@ class InitConfig:
         width: Hidden size.
         heads: Attention heads.
         embedding_std: Standard deviation of fresh token embeddings; null for the architecture's own.
+        split_digits: Whether every digit is a token of its own, for tasks that reckon; else a number is one word.
         settings: Further fields of the architecture's Hugging Face config.
     """
 
@@ -31,6 +32,7 @@ class InitConfig:
     width: int = 128
     heads: int = 2
     embedding_std: float | None = None
+    split_digits: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 

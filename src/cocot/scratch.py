@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,21 +28,24 @@ _PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
 _MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
 
 
-def build_tokenizer(problems: Iterable[Problem]) -> PreTrainedTokenizerFast:
+def build_tokenizer(problems: Iterable[Problem], split_digits: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
 
-    Words are what white space parts; `.`, `?` and `,` are words of their own.
+    Words are what white space parts; `.`, `?` and `,` are words of their own. With `split_digits`, so is every sign
+    that is no letter, blanks too: the digits of one number must be told from those of two.
     """
-    splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(pattern=Regex("[.?,]"), behavior="isolated")]
-    )
+    words_alone = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.?,]"), behavior="isolated")]
+    with_blanks = [pre_tokenizers.Split(Regex(rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"), behavior="isolated")]
+    splitter = pre_tokenizers.Sequence(with_blanks if split_digits else words_alone)
     words = {ANSWER_MARK}
     for problem in problems:
-        text = " ".join((problem.question, *problem.steps, problem.answer))
-        words.update(word for word, _ in splitter.pre_tokenize_str(text))
+        lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
+        words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
     vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words)])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = splitter
+    if split_digits:
+        backend.decoder = decoders.Fuse()  # blanks are tokens
     made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
     tokenizer: PreTrainedTokenizerFast = made(
         tokenizer_object=backend,
@@ -50,7 +53,7 @@ def build_tokenizer(problems: Iterable[Problem]) -> PreTrainedTokenizerFast:
         unk_token=_UNKNOWN,
         eos_token=_END_OF_TEXT,
         additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
-        clean_up_tokenization_spaces=True,
+        clean_up_tokenization_spaces=not split_digits,
     )
     return tokenizer
 

@@ -195,7 +195,7 @@ def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Proble
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
     """The run's tokenizer without its model: for a look at what will be trained on."""
     if config.model.init is not None:
-        return build_tokenizer(problems)
+        return build_tokenizer(problems, config.model.init.split_digits)
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
     add_missing(tokenizer, (*SPECIAL_TOKENS, *_filler(config)))
@@ -211,7 +211,7 @@ def prepare_model(
     if run and finished:
         return load(run.path / finished[-1]["checkpoint"])
     if config.model.init is not None:
-        scratch = build_tokenizer(problems)
+        scratch = build_tokenizer(problems, config.model.init.split_digits)
         return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
     assert config.model.path is not None
     model, tokenizer = load(config.model.path)

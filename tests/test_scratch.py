@@ -1,0 +1,63 @@
+"""Promises of tokenizers and models from nothing: one token a word, or a digit; text comes back as it was."""
+
+import re
+
+import pytest
+
+from cocot import tasks
+from cocot.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
+from cocot.model import load_tokenizer
+from cocot.scratch import build_tokenizer
+
+STORIES = tasks.get("gsm8k").generate(500, seed=0)
+SEARCHES = tasks.get("prosqa").generate(20, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2)
+
+
+def written(problem):
+    """A problem as training writes it."""
+    return "\n".join([problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}"])
+
+
+def encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_numbers_are_digits_and_text_comes_back():
+    """With `split_digits` every digit is a token, an unknown word none, and decoding gives the very text."""
+    tokenizer = build_tokenizer(STORIES, split_digits=True)
+    for problem in STORIES:
+        ids = encode(tokenizer, written(problem))
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == written(problem)
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        assert "".join(re.findall("[0-9]", written(problem))) == "".join(t for t in tokens if t.isdigit())
+        assert max(len(token) for token in tokens if any(c.isdigit() for c in token)) == 1
+
+
+def test_without_it_a_number_is_a_word():
+    """`12` is one token, and blanks are none: the symbols of a search."""
+    tokenizer = build_tokenizer(SEARCHES)
+    ids = encode(tokenizer, SEARCHES[0].question)
+    assert tokenizer.convert_ids_to_tokens(ids) == SEARCHES[0].question.split()
+
+
+@pytest.mark.parametrize("split_digits", [False, True])
+def test_a_saved_tokenizer_is_the_same(tmp_path, split_digits):
+    """Ids and decoded text do not change by saving and loading."""
+    problems = STORIES if split_digits else SEARCHES
+    tokenizer = build_tokenizer(problems, split_digits)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    for problem in problems[:20]:
+        ids = encode(tokenizer, written(problem))
+        assert encode(loaded, written(problem)) == ids
+        assert loaded.decode(ids) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("split_digits", [False, True])
+def test_marks_are_single_tokens(split_digits):
+    """The special tokens and the answer mark are one token each, wherever they stand."""
+    tokenizer = build_tokenizer(STORIES, split_digits)
+    for mark in (*SPECIAL_TOKENS, PAUSE, ANSWER_MARK):
+        assert len(encode(tokenizer, mark)) == 1
+        assert encode(tokenizer, f"How {mark}")[-1:] == encode(tokenizer, mark)
