@@ -18,6 +18,7 @@ from cocot.comparison import fresh_problems
 from cocot.evaluation import wilson_interval
 from cocot.runs import RunFolder, complete_checkpoints
 
+METHODS = ["cot", "coconut", "pause_as_thought"]
 KEYS = ["method", "accuracy", "low", "high", "tokens", "seconds_per_question", "problems", "train_problems"]
 
 
@@ -34,15 +35,15 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
 ) -> None:
     """Ctrl-C saves the training that runs (exit code 130); the same call completes it, and writes the table.
 
-    Both methods see as many training problems and the same fresh questions.
+    All methods see as many training problems and the same fresh questions; what two of them begin with is done once.
     """
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     init = replace(TINY_INIT, settings={"n_positions": 64})
-    config = tiny_config(init=init, curriculum={"epochs_per_stage": 8}, data={"num_train": 96})
+    config = tiny_config(init=init, curriculum={"epochs_per_stage": 8}, data={"num_train": 64})
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     out = tmp_path / "out"
-    command = ["compare", str(recipe), "--methods", "cot,coconut", "--problems", "9", "--out", str(out)]
+    command = ["compare", str(recipe), "--methods", ",".join(METHODS), "--problems", "9", "--out", str(out)]
     first = RunFolder(out / "cot")
     presser = threading.Thread(target=interrupt_once, args=[first])
     presser.start()
@@ -56,8 +57,8 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     assert main(command) == 0
     assert len(first.read_log()) > num_entries
     rows = json.loads((out / "table.json").read_text())
-    assert [list(row) for row in rows] == [KEYS, KEYS]
-    assert [row["method"] for row in rows] == ["cot", "coconut"]
+    assert [list(row) for row in rows] == [KEYS] * 3
+    assert [row["method"] for row in rows] == METHODS
     questions = [problem.question for problem in fresh_problems(config, 9)]
     for row in rows:
         answers = [json.loads(line) for line in (out / row["method"] / "answers.jsonl").read_text().splitlines()]
@@ -66,10 +67,14 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
         assert (row["low"], row["high"]) == wilson_interval(num_correct, 9)
         assert row["accuracy"] == num_correct / 9
         assert row["problems"] == 9
-        assert row["train_problems"] == 10 * 96  # a run long enough to be stopped on a busy machine
-    assert (out / "table.md").read_text().count("\n") == 4
+        assert row["train_problems"] == 10 * 64  # a run long enough to be stopped on a busy machine
+    assert (out / "table.md").read_text().count("\n") == 5
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith(("method", "co"))] == ["method", "cot", "coconut"]
+    assert [line.split()[0] for line in lines if line.startswith(("method", *METHODS))] == ["method", *METHODS]
+    own, copied = (RunFolder(out / name) for name in METHODS[1:])
+    (checkpoint,) = complete_checkpoints(own.stage("stage_0"))
+    (copy,) = complete_checkpoints(copied.stage("stage_0"))
+    assert (copy / "trainer_state.json").read_bytes() == (checkpoint / "trainer_state.json").read_bytes()
 
 
 def test_the_questions_are_fresh() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from cocot import config, curriculum
 from cocot.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig, WarmupConfig
 from cocot.curriculum import METHODS, CurriculumConfig
 from cocot.errors import ConfigError
-from cocot.plan import num_steps, plan, split_batch
+from cocot.plan import num_shared_stages, num_steps, plan, split_batch
 from cocot.recipe_files import field_names, read_recipe, shipped_recipes
 
 SETTINGS = [
@@ -176,6 +176,34 @@ def test_a_stage_that_no_method_has_cannot_be_given_a_rate() -> None:
     wrong = RunConfig(init, curriculum=curriculum_config, train=TrainConfig(stage_learning_rate={"stage_3": 1.0}))
     with pytest.raises(ConfigError, match=r"\['stage_3'\]; the stages of this run are \['stage_0'\]"):
         plan(wrong)
+
+
+SHARED = {
+    ("coconut", "pause_as_thought"): 2,
+    ("coconut", "coconut"): 2,
+    ("no_thought", "icot"): 2,
+    ("cot", "no_thought"): 1,  # stage 0 of cot lasts as long as all of the other's
+    ("coconut", "no_thought"): 0,  # markers in the prompt
+    ("coconut", "coconut_no_curriculum"): 0,
+    ("no_cot", "cot"): 0,
+    ("no_cot", "no_cot"): 0,
+}
+
+
+@pytest.mark.parametrize("methods", SHARED)
+def test_stages_in_words_are_shared(methods: tuple[str, str]) -> None:
+    """Methods share the warm-up and stage 0 where they write the same texts, with the same settings, and no others."""
+
+    def config(method: str, **settings: object) -> RunConfig:
+        how = CurriculumConfig(method, max_stage=2, stage_mix=0.5)
+        data = DataConfig(warmup=WarmupConfig(epochs=1))
+        return replace(RunConfig(ModelConfig(init=InitConfig()), data=data, curriculum=how), **settings)  # type: ignore[arg-type]
+
+    first, second = methods
+    assert num_shared_stages(config(first), config(second)) == SHARED[methods]
+    assert num_shared_stages(config(second), config(first)) == SHARED[methods]
+    assert num_shared_stages(config(first), config(second, seed=1)) == 0
+    assert num_shared_stages(config(first), config(second, train=TrainConfig(learning_rate=1.0))) == 0
 
 
 @pytest.mark.parametrize(

@@ -482,6 +482,60 @@ def test_the_warm_up_reads_easier_problems_first(tmp_path: Path) -> None:
     assert done == [("warmup", 1), ("stage_0", 1), ("stage_1", 1), ("final", 2)]
 
 
+@pytest.mark.parametrize(
+    ("donor", "method", "reset"), [("coconut", "pause_as_thought", "never"), ("no_thought", "icot", "stage")]
+)
+def test_shared_stages_are_bit_for_bit_those_that_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, donor: str, method: str, reset: str
+) -> None:
+    """Stages taken over from another method's run end in the run that had trained them itself, log and all.
+
+    Also if the other run has not got that far, and if a kill comes while they are copied.
+    """
+
+    def config_of(name: str) -> RunConfig:
+        warmup = WarmupConfig(generate={"layers": 1}, epochs=1)
+        curriculum = {"method": name, "icot_tokens_per_stage": 2}
+        return tiny_config(curriculum=curriculum, train={"optimizer_reset": reset}, data={"warmup": warmup})
+
+    train(config_of(donor), tmp_path / "donor")
+    train(config_of(method), tmp_path / "alone")
+    with monkeypatch.context() as patch:
+        stages: list[str] = []
+
+        def kill(name: str, entry: dict[str, Any]) -> None:
+            stages.append(entry.get("name", entry.get("stage")))
+            if stages.count("stage_0") == 2:
+                raise Killed
+
+        stopping(patch, kill)
+        with pytest.raises(Killed):
+            train(config_of(method), tmp_path / "shared", tmp_path / "donor")
+        assert "stage_1" not in stages
+    trained: list[str] = []
+    fit = StageTrainer.train
+
+    def watch(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        trained.append(self.planned.stage.name)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "train", watch)
+    train(config_of(method), tmp_path / "shared", tmp_path / "donor")
+    assert trained == ["stage_1", "final"]
+    assert_same(tmp_path / "shared", tmp_path / "alone")
+
+
+def test_other_work_is_not_shared(tmp_path: Path, finished: tuple[RunConfig, Path]) -> None:
+    """A run with other settings gives nothing; its stages are trained anew."""
+    config, folder = finished
+    other = replace(config, seed=1, curriculum=replace(config.curriculum, method="pause_as_thought"))
+    train(other, tmp_path / "shared", folder)
+    train(other, tmp_path / "alone")
+    assert_same(tmp_path / "shared", tmp_path / "alone")
+    with pytest.raises(ConfigError, match="no recipe"):
+        train(other, tmp_path / "third", tmp_path / "no run")
+
+
 @pytest.mark.parametrize(("reset", "steps"), [("epoch", [4, 4]), ("stage", [4, 8]), ("never", [4, 12])])
 def test_the_optimizer_forgets_when_it_should(tmp_path: Path, reset: str, steps: list[int]) -> None:
     """Moments count the steps since the last epoch's begin, the last stage's, or the run's."""

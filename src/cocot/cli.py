@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("train", _train, "train a model by a recipe, or go on with a run that was stopped", takes_overrides=True)
     sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
+    sub.add_argument("--shares-with", type=Path, help="another method's run: stages that are the same work are copied")
     sub.add_argument("--dry-run", action="store_true", help="print the schedule and one encoded problem; train nothing")
     sub.epilog = (
         "Every field of the recipe can follow: --curriculum.method cot --seed 1 (see `cocot recipes --fields`)."
@@ -163,7 +164,7 @@ def _train(args: argparse.Namespace) -> int:
     from cocot.training import train
 
     _hush()
-    run = train(config, out)
+    run = train(config, out, args.shares_with)
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first process speaks for all
     for entry in run.finished_stages():

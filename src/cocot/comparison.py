@@ -27,7 +27,7 @@ from cocot.errors import Interrupted, RunError
 from cocot.evaluation import evaluate, summarise, write_records
 from cocot.generation import answer
 from cocot.model import load
-from cocot.plan import num_steps
+from cocot.plan import num_shared_stages, num_steps
 from cocot.recipe_files import read_recipe
 from cocot.report import write_table
 from cocot.runs import RunFolder
@@ -39,17 +39,28 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass
 class _Training:
-    """One `cocot train` process, watched through its run folder."""
+    """One `cocot train` process, watched through its run folder.
+
+    Its first stages are copied from those of `donor`, where they are the same work.
+    """
 
     method: str
     config: RunConfig
     command: list[str]
     run: RunFolder
+    donor: _Training | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def log(self) -> Path:
         return self.run.path.with_name(f"{self.run.path.name}.log")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to wait for."""
+        if self.donor is None:
+            return True
+        return len(self.donor.run.finished_stages()) >= num_shared_stages(self.donor.config, self.config)
 
     def start(self, num_threads: int) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -108,12 +119,17 @@ def compare(
         RunError: a training failed; its last line is in the message.
         Interrupted: a signal came; the trainings saved their state.
     """
-    trainings = []
+    trainings = list[_Training]()
     for method in methods:
         own = [*overrides, "--curriculum.method", method]
-        run = RunFolder(out / method)
+        run, config = RunFolder(out / method), read_recipe(recipe, own)
         command = [sys.executable, "-m", "cocot", "train", recipe, "--out", str(run.path), *own]
-        trainings.append(_Training(method, read_recipe(recipe, own), command, run))
+        donor = max(trainings, key=lambda other: num_shared_stages(other.config, config), default=None)
+        if donor and num_shared_stages(donor.config, config):
+            command += ["--shares-with", str(donor.run.path)]
+        else:
+            donor = None
+        trainings.append(_Training(method, config, command, run, donor))
     problems = read_problems(test_file) if test_file else fresh_problems(trainings[0].config, num_problems)
     _train_all(trainings, jobs)
     rows = [_row(training, problems) for training in trainings]
@@ -134,9 +150,10 @@ def _train_all(trainings: Sequence[_Training], jobs: int) -> None:
         bars = {training.method: stack.enter_context(_bar(training)) for training in trainings}
         stack.enter_context(_stopping(running))
         while waiting or running:
-            while waiting and len(running) < jobs:
-                waiting[0].start(num_threads)
-                running.append(waiting.pop(0))
+            for training in [item for item in waiting if item.is_ready][: jobs - len(running)]:
+                training.start(num_threads)
+                waiting.remove(training)
+                running.append(training)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             done = [training for training in running if training.is_done()]
             for training in running:

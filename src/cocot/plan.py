@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -87,6 +88,19 @@ def plan(config: RunConfig) -> list[PlannedStage]:
             f"{[item.stage.name for item in planned]}."
         )
     return planned
+
+
+def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
+    """How many stages at the start of two runs are the same work: same model, problems, texts and rates.
+
+    Runs of several methods by one recipe differ from the stage on in which the methods do.
+    """
+    alike = replace(first, curriculum=replace(first.curriculum, method=second.curriculum.method)) == second
+    if not alike or (first.curriculum.row.filler is None) != (second.curriculum.row.filler is None):
+        return 0
+    pairs = zip(plan(first), plan(second), strict=False)
+    same = (mine == other and mine.stage.index == 0 and not mine.stage.is_final for mine, other in pairs)
+    return sum(takewhile(bool, same))
 
 
 def num_steps(config: RunConfig) -> int:

@@ -109,6 +109,17 @@ class RunFolder:
         """Append a stage to those that are done."""
         write_json(self.path / "state.json", {"finished_stages": [*self.finished_stages(), entry]})
 
+    def adopt(self, other: RunFolder, count: int) -> None:
+        """Take over the first `count` stages of another run, if they are done there and not here."""
+        for entry in other.finished_stages()[len(self.finished_stages()) : count]:
+            with replaced(self.path / entry["checkpoint"]) as checkpoint:
+                shutil.copytree(other.path / entry["checkpoint"], checkpoint, dirs_exist_ok=True)
+            self.rewind_log(entry["name"], -1)  # if the last try was killed here
+            for logged in other.read_log():
+                if logged["stage"] == entry["name"]:
+                    self.log(logged)
+            self.finish_stage(entry)
+
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / "stages" / name

@@ -30,10 +30,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from cocot import tasks
 from cocot.batching import StageData
 from cocot.config import RunConfig
-from cocot.curriculum import SPECIAL_TOKENS, Encoder, encode_question
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.model import add_missing, add_tokens, give_thoughts, load, load_tokenizer
-from cocot.plan import Batches, PlannedStage, num_thoughts, plan, split_batch
+from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
+from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, cannot_write, complete_checkpoints, fingerprint, prune_checkpoints, replaced
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
@@ -54,12 +55,13 @@ class Data:
     train: Callable[[PlannedStage, int], Sequence[Problem]]
 
 
-def train(config: RunConfig, folder: str | Path) -> RunFolder:
+def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None = None) -> RunFolder:
     """Train, or go on with a run that was stopped; a finished run is left as it is.
 
     Args:
         config: The recipe.
         folder: The run folder; made if it is not there.
+        shares_with: Another run folder, whose first stages are taken over as far as they are done and the same work.
 
     Returns:
         The run folder; its `model` holds the result.
@@ -88,6 +90,9 @@ def train(config: RunConfig, folder: str | Path) -> RunFolder:
     def open_folder() -> None:
         run.open(config)
         run.describe(config, fingerprint([*first, *data.valid]))
+        if shares_with is not None:
+            other = read_recipe(str(Path(shares_with) / "config.yaml"))
+            run.adopt(RunFolder(shares_with), num_shared_stages(config, other))
         _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
 
     try:
@@ -198,7 +203,7 @@ def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrai
         return build_tokenizer(problems, config.model.init.split_digits)
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
-    add_missing(tokenizer, (*SPECIAL_TOKENS, *_filler(config)))
+    add_missing(tokenizer, (*SPECIAL_TOKENS, PAUSE))
     return tokenizer
 
 
@@ -215,13 +220,8 @@ def prepare_model(
         return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
     assert config.model.path is not None
     model, tokenizer = load(config.model.path)
-    add_tokens(model, tokenizer, _filler(config))
+    add_tokens(model, tokenizer, (PAUSE,))  # whatever the method: runs that share stages have one vocabulary
     return model, tokenizer
-
-
-def _filler(config: RunConfig) -> tuple[str, ...]:
-    filler = config.curriculum.row.filler
-    return () if filler is None else (filler,)
 
 
 def _run_stage(
