@@ -136,7 +136,7 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
     source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
-    source.add_argument("--hops", type=int, help="prontoqa: rules of a proof")
+    source.add_argument("--hops", type=int, nargs="+", help="prontoqa: rules of a proof")
     source.add_argument("--steps", type=int, nargs="+", help="gsm8k: equations a problem, 1 to 6")
     source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
 

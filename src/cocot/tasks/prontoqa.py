@@ -15,9 +15,9 @@ Example:
     >>> task = ProntoQA()
     >>> (problem,) = task.generate(1, seed=0, mode="balanced", hops=1)
     >>> problem.question[-104:]
-    'are shumpuses. Zumpuses are vumpuses. Wren is a zumpus. Sam is a sterpus. True or false: Wren is floral.'
+    'are shumpuses. Vumpuses are zumpuses. Wren is a vumpus. Sam is a sterpus. True or false: Wren is floral.'
     >>> problem.steps, problem.answer
-    (('Wren is a zumpus. Zumpuses are not floral.', 'Wren is not floral.'), 'False')
+    (('Wren is a vumpus. Vumpuses are not floral.', 'Wren is not floral.'), 'False')
     >>> task.is_correct(problem, " False ")
     True
 
@@ -250,7 +250,13 @@ class ProntoQA:
     name = "prontoqa"
 
     def generate(
-        self, count: int, *, seed: int, mode: str = "released", hops: int | None = None, **settings: Any
+        self,
+        count: int,
+        *,
+        seed: int,
+        mode: str = "released",
+        hops: int | Sequence[int] | None = None,
+        **settings: Any,
     ) -> list[Problem]:
         """Make problems; fewer of them with the same settings are a prefix of more.
 
@@ -259,7 +265,8 @@ class ProntoQA:
             seed: Any whole number; another one gives other problems.
             mode: `released` (like the public generator's, which the paper used) or `balanced` (no shortcut: without
                 the fact about its entity the question says nothing about the answer).
-            hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3.
+            hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3. Of several,
+                each problem draws one.
             **settings: Refused.
 
         Returns:
@@ -275,13 +282,15 @@ class ProntoQA:
         if mode not in _MODES:
             raise ConfigError(f"unknown ProntoQA mode {mode!r}; choose one of: {', '.join(_MODES)}.")
         draw, most = _MODES[mode]
-        hops = min(5, most) if hops is None else hops
-        if not _is_whole(hops) or not 1 <= hops <= most:
-            raise ConfigError(f"hops must be a whole number from 1 to {most} in mode {mode!r}, got {hops!r}.")
+        lengths = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
+        if not lengths or not all(_is_whole(length) and 1 <= length <= most for length in lengths):
+            raise ConfigError(
+                f"hops must be a whole number from 1 to {most} in mode {mode!r}, or a list of such, got {hops!r}."
+            )
         if not _is_whole(count) or count < 0:
             raise ConfigError(f"count must be a whole number of at least 0, got {count!r}.")
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
-        return [_write(rng, draw(rng, hops)) for _ in range(count)]
+        return [_write(rng, draw(rng, rng.choice(lengths))) for _ in range(count)]
 
     def is_correct(self, problem: Problem, text: str) -> bool:
         """Whether `text` is the answer, `True` or `False`, to the letter."""
