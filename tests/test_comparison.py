@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs_support import TINY_INIT, environment, tiny_config, write_recipe
+import torch
+from runs_support import TINY_INIT, environment, tiny_config, weights, write_recipe
 
 from cocot.cli import main
 from cocot.comparison import fresh_problems
 from cocot.evaluation import wilson_interval
 from cocot.runs import RunFolder, complete_checkpoints
+from cocot.training import train
 
 METHODS = ["cot", "coconut", "pause_as_thought"]
 KEYS = ["method", "accuracy", "low", "high", "tokens", "seconds_per_question", "problems", "train_problems"]
@@ -43,7 +47,8 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     config = tiny_config(init=init, curriculum={"epochs_per_stage": 8}, data={"num_train": 64})
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     out = tmp_path / "out"
-    command = ["compare", str(recipe), "--methods", ",".join(METHODS), "--problems", "9", "--out", str(out)]
+    command = ["compare", str(recipe), "--methods", ",".join(METHODS), "--problems", "9", "--jobs", "2"]
+    command += ["--out", str(out)]
     first = RunFolder(out / "cot")
     presser = threading.Thread(target=interrupt_once, args=[first])
     presser.start()
@@ -75,6 +80,39 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     (checkpoint,) = complete_checkpoints(own.stage("stage_0"))
     (copy,) = complete_checkpoints(copied.stage("stage_0"))
     assert (copy / "trainer_state.json").read_bytes() == (checkpoint / "trainer_state.json").read_bytes()
+
+
+def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL: its training notices, saves its state and stops; the same call ends as if nothing had happened."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    config = tiny_config(curriculum={"epochs_per_stage": 8}, data={"num_train": 64})
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    out = tmp_path / "out"
+    command = ["compare", str(recipe), "--methods", "coconut", "--problems", "9", "--jobs", "2"]
+    command += ["--out", str(out)]
+    run = RunFolder(out / "coconut")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cocot", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    end = time.monotonic() + 90
+    while not run.metrics.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not run.is_free()
+    process.kill()
+    process.communicate()
+    while not run.is_free() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert run.is_free()
+    assert not run.model.exists(), "the training ran to its end"
+    assert complete_checkpoints(run.stage("stage_0"))
+    assert main(command) == 0
+    train(config, tmp_path / "whole")
+    ours, theirs = weights(run.path), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (out / "table.json").exists()
 
 
 def test_the_questions_are_fresh() -> None:

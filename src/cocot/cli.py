@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
     sub.add_argument("--shares-with", type=Path, help="another method's run: stages that are the same work are copied")
+    sub.add_argument("--until-eof", action="store_true", help="stop, as by Ctrl-C, when standard input ends")
     sub.add_argument("--dry-run", action="store_true", help="print the schedule and one encoded problem; train nothing")
     sub.epilog = (
         "Every field of the recipe can follow: --curriculum.method cot --seed 1 (see `cocot recipes --fields`)."
@@ -164,6 +167,8 @@ def _train(args: argparse.Namespace) -> int:
     from cocot.training import train
 
     _hush()
+    if args.until_eof:
+        threading.Thread(target=_stop_at_eof, daemon=True).start()
     run = train(config, out, args.shares_with)
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first process speaks for all
@@ -171,6 +176,12 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
     print(f"model: {run.model}")
     return 0
+
+
+def _stop_at_eof() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _hush() -> None:

@@ -57,12 +57,13 @@ class _Training:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether there is nothing to wait for, such as a training that a killed comparison left behind."""
         if self.donor is None:
-            return True
-        return len(self.donor.run.finished_stages()) >= num_shared_stages(self.donor.config, self.config)
+            return self.run.is_free()
+        num_shared = num_shared_stages(self.donor.config, self.config)
+        return len(self.donor.run.finished_stages()) >= num_shared and self.run.is_free()
 
-    def start(self, num_threads: int) -> None:
+    def start(self, num_threads: int, lifeline: int) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             # a session of its own: Ctrl-C reaches it once, through us
@@ -70,7 +71,7 @@ class _Training:
                 self.command,
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
+                stdin=lifeline,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
             )
@@ -123,7 +124,7 @@ def compare(
     for method in methods:
         own = [*overrides, "--curriculum.method", method]
         run, config = RunFolder(out / method), read_recipe(recipe, own)
-        command = [sys.executable, "-m", "cocot", "train", recipe, "--out", str(run.path), *own]
+        command = [sys.executable, "-m", "cocot", "train", recipe, "--out", str(run.path), "--until-eof", *own]
         donor = max(trainings, key=lambda other: num_shared_stages(other.config, config), default=None)
         if donor and num_shared_stages(donor.config, config):
             command += ["--shares-with", str(donor.run.path)]
@@ -148,10 +149,11 @@ def _train_all(trainings: Sequence[_Training], jobs: int) -> None:
     waiting, running = list(trainings), list[_Training]()
     with ExitStack() as stack:
         bars = {training.method: stack.enter_context(_bar(training)) for training in trainings}
+        lifeline = stack.enter_context(_lifeline())
         stack.enter_context(_stopping(running))
         while waiting or running:
             for training in [item for item in waiting if item.is_ready][: jobs - len(running)]:
-                training.start(num_threads)
+                training.start(num_threads, lifeline)
                 waiting.remove(training)
                 running.append(training)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -166,6 +168,17 @@ def _train_all(trainings: Sequence[_Training], jobs: int) -> None:
 def _bar(training: _Training) -> Any:
     total = num_steps(training.config) if training.config.data.train is None else None
     return tqdm(total=total, desc=training.method.ljust(len("pause_as_thought")), unit="step")
+
+
+@contextmanager
+def _lifeline() -> Iterator[int]:
+    """The end of a pipe that nobody writes to: for who reads it, it ends when this process does, even by a kill."""
+    end_to_read, end_to_keep = os.pipe()
+    try:
+        yield end_to_read
+    finally:
+        os.close(end_to_read)
+        os.close(end_to_keep)
 
 
 @contextmanager

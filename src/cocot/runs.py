@@ -69,12 +69,25 @@ class RunFolder:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(file, yaml.safe_dump(resolved, sort_keys=False))
+        if not self._take_lock():
+            raise RunError(f"another process is training in {self.path}; wait for it, or stop it.")
+
+    def is_free(self) -> bool:
+        """Whether no process is training here."""
+        if not (self.path / "lock").exists():
+            return True
+        is_free = self._take_lock()
+        self.close()
+        return is_free
+
+    def _take_lock(self) -> bool:
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise RunError(f"another process is training in {self.path}; wait for it, or stop it.") from None
+            return False
+        return True
 
     def close(self) -> None:
         """Let other processes have the folder."""
