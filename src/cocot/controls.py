@@ -70,16 +70,15 @@ def run_controls(
     if len(problems) < 2:
         raise DataError("controls need at least two problems: one gets the thoughts of another.")
     count = trained.num_thoughts
-    own: dict[tuple[int, int], Tensor] = {}
+    own: dict[int, Tensor] = {}  # by number, each (problems, width)
 
     def keep(rows: Sequence[int], number: int, thought: Tensor) -> Tensor:
-        own.update({(row, number): value for row, value in zip(rows, thought[:, 0].float().cpu(), strict=True)})
+        values = thought[:, 0].float().cpu()
+        own.setdefault(number, values.new_empty(len(problems), values.shape[1]))[list(rows)] = values
         return thought
 
     yield AS_TRAINED, evaluate(model, tokenizer, task, problems, edit_thought=keep, **settings)
-    thoughts = torch.stack(
-        [torch.stack([own[row, number] for number in range(1, count + 1)]) for row in range(len(problems))]
-    )
+    thoughts = torch.stack([own[number] for number in range(1, count + 1)], dim=1)
     for name, control in CONTROLS.items():
         others = control(thoughts)
 

@@ -27,11 +27,10 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from random import Random
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Problem, is_whole, mean_statistics
 
 _MARK = re.compile(r"<<([^<>]*)>>")
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
@@ -257,10 +256,10 @@ class GSM8k:
         if settings:
             raise ConfigError(f"unknown GSM8k setting {next(iter(settings))!r}; choose one of: steps, largest.")
         lengths = range(1, 7) if steps is None else [steps] if isinstance(steps, int) else list(steps)
-        if not lengths or not all(_is_whole(length) and 1 <= length <= 6 for length in lengths):
+        if not lengths or not all(is_whole(length) and 1 <= length <= 6 for length in lengths):
             raise ConfigError(f"steps must be a whole number from 1 to 6, or a list of such, got {steps!r}.")
         for name, value, low in (("count", count, 0), ("largest", largest, 12)):
-            if not _is_whole(value) or value < low:
+            if not is_whole(value) or value < low:
                 raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}.")
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         return [_tell(rng, rng.choice(lengths), largest) for _ in range(count)]
@@ -279,11 +278,4 @@ class GSM8k:
         Raises:
             DataError: there are no problems, or an answer is no number.
         """
-        if not problems:
-            raise DataError("cannot report on 0 problems: give at least one.")
-        rows = [_statistics(index, problem) for index, problem in enumerate(problems)]
-        return {key: fmean(row[key] for row in rows) for key in rows[0]}
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        return mean_statistics(problems, _statistics)

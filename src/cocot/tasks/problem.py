@@ -6,9 +6,12 @@ Read next: `prosqa.py` (a generator), `files.py` (your own data).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Protocol
+
+from cocot.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +70,22 @@ class Task(Protocol):
 
     def report(self, problems: Sequence[Problem]) -> dict[str, float]:
         """Statistics worth printing beside a new data set, shortcut baselines among them."""
+
+
+def mean_statistics(
+    problems: Sequence[Problem], statistics: Callable[[int, Problem], dict[str, float]]
+) -> dict[str, float]:
+    """The mean of each of the `statistics` that a task gives of a problem, by its index.
+
+    Raises:
+        DataError: there are no problems.
+    """
+    if not problems:
+        raise DataError("cannot report on 0 problems: give at least one.")
+    rows = [statistics(index, problem) for index, problem in enumerate(problems)]
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def is_whole(value: object) -> bool:
+    """Whether a setting is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -30,11 +30,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Problem, is_whole, mean_statistics
 
 _PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -240,10 +239,6 @@ def _statistics(index: int, problem: Problem) -> dict[str, float]:
     }
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 class ProntoQA:
     """The ProntoQA task of arXiv 2412.06769, section 4.1: make problems, grade answers, report statistics."""
 
@@ -283,11 +278,11 @@ class ProntoQA:
             raise ConfigError(f"unknown ProntoQA mode {mode!r}; choose one of: {', '.join(_MODES)}.")
         draw, most = _MODES[mode]
         lengths = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
-        if not lengths or not all(_is_whole(length) and 1 <= length <= most for length in lengths):
+        if not lengths or not all(is_whole(length) and 1 <= length <= most for length in lengths):
             raise ConfigError(
                 f"hops must be a whole number from 1 to {most} in mode {mode!r}, or a list of such, got {hops!r}."
             )
-        if not _is_whole(count) or count < 0:
+        if not is_whole(count) or count < 0:
             raise ConfigError(f"count must be a whole number of at least 0, got {count!r}.")
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         return [_write(rng, draw(rng, rng.choice(lengths))) for _ in range(count)]
@@ -310,7 +305,4 @@ class ProntoQA:
         Raises:
             DataError: there are no problems, or one of them is of another form.
         """
-        if not problems:
-            raise DataError("cannot report on 0 problems: give at least one.")
-        rows = [_statistics(index, problem) for index, problem in enumerate(problems)]
-        return {key: fmean(row[key] for row in rows) for key in rows[0]}
+        return mean_statistics(problems, _statistics)

@@ -28,11 +28,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from random import Random
-from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Graph, Problem
+from cocot.tasks.problem import Graph, Problem, is_whole, mean_statistics
 
 _Edge = tuple[int, int]
 _Leaves = tuple[list[int], list[int]]  # those below root 0 alone, those below root 1 alone
@@ -261,7 +260,7 @@ def _known(kind: str, table: Mapping[str, _T], name: str) -> _T:
 
 
 def _check_whole(name: str, value: object, least: int, why: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value) or value < least:  # type: ignore[operator]
         raise ConfigError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
 
 
@@ -389,7 +388,4 @@ class ProsQA:
         Raises:
             DataError: There are no problems, or one of them has no such graph.
         """
-        if not problems:
-            raise DataError("cannot report on 0 problems: give at least one")
-        rows = [_statistics(index, problem) for index, problem in enumerate(problems)]
-        return {key: fmean(row[key] for row in rows) for key in rows[0]}
+        return mean_statistics(problems, _statistics)
