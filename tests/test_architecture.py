@@ -17,12 +17,12 @@ ROOT = Path(cocot.__file__).parent
 FLOORS = (
     ("errors",),
     ("tasks.problem", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
-    ("curriculum", "config", "recipe_files", "plan"),
+    ("curriculum", "config", "recipe_files", "plan", "studies"),
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
     ("evaluation", "controls"),
-    ("report", "stage_trainer", "training", "comparison"),
+    ("report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),
 )

@@ -130,7 +130,7 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
         capsys,
     )
     assert code == 0
-    assert out.splitlines()[0].split()[:2] == ["method", "accuracy"]
+    assert out.splitlines()[0].split()[:2] == ["model", "accuracy"]
     assert out.splitlines()[-1] == f"records: {tmp_path / 'a.jsonl'}"
     problems = ProsQA().generate(6, seed=1, mode="balanced", rendering="symbolic", layers=2, width=1)
     write_problems(tmp_path / "p.jsonl", problems)

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -18,12 +19,11 @@ from runs_support import TINY_INIT, environment, tiny_config, weights, write_rec
 
 from cocot.cli import main
 from cocot.comparison import fresh_problems
-from cocot.evaluation import wilson_interval
+from cocot.evaluation import mcnemar, wilson_interval
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.training import train
 
 METHODS = ["cot", "coconut", "pause_as_thought"]
-KEYS = ["method", "accuracy", "low", "high", "tokens", "seconds_per_question", "problems", "train_problems"]
 
 
 def interrupt_once(run: RunFolder) -> None:
@@ -61,19 +61,27 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     num_entries = len(first.read_log())
     assert main(command) == 0
     assert len(first.read_log()) > num_entries
-    rows = json.loads((out / "table.json").read_text())
-    assert [list(row) for row in rows] == [KEYS] * 3
-    assert [row["method"] for row in rows] == METHODS
-    questions = [problem.question for problem in fresh_problems(config, 9)]
-    for row in rows:
-        answers = [json.loads(line) for line in (out / row["method"] / "answers.jsonl").read_text().splitlines()]
+    rows = json.loads((out / "table.json").read_text())["rows"]
+    assert [row["values"] for row in rows] == [{"method": method} for method in METHODS]
+    questions = [problem.question for problem in fresh_problems(config, 9, config.seed)]
+    given = {}
+    for row, method in zip(rows, METHODS, strict=True):
+        (file,) = (out / method / "answers").glob("test-*/as_trained.jsonl")
+        answers = [json.loads(line) for line in file.read_text().splitlines()]
         assert [answer["question"] for answer in answers] == questions
-        num_correct = sum(answer["is_correct"] for answer in answers)
-        assert (row["low"], row["high"]) == wilson_interval(num_correct, 9)
-        assert row["accuracy"] == num_correct / 9
-        assert row["problems"] == 9
+        given[method] = [answer["is_correct"] for answer in answers]
+        result = row["tests"]["test"]
+        assert (result["low"], result["high"]) == wilson_interval(sum(given[method]), 9)
+        assert result["accuracy"] == sum(given[method]) / 9
+        assert result["problems"] == 9
+        assert result["p_values"] == {
+            rival: mcnemar(given[method], given[rival])
+            for rival in ("cot", "pause_as_thought")
+            if rival in given and rival != method
+        } | {rival: ANY for rival in ("cot", "pause_as_thought") if rival not in given}
         assert row["train_problems"] == 10 * 64  # a run long enough to be stopped on a busy machine
-    assert (out / "table.md").read_text().count("\n") == 5
+    lines = (out / "table.md").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("|")] == ["method", "---", *METHODS]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith(("method", *METHODS))] == ["method", *METHODS]
     own, copied = (RunFolder(out / name) for name in METHODS[1:])
@@ -118,7 +126,8 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
 def test_the_questions_are_fresh() -> None:
     """Test problems depend on the seed alone, look like those of validation, and are none of them."""
     config = tiny_config()
-    problems = fresh_problems(config, 20)
-    assert fresh_problems(config, 20) == problems
-    assert fresh_problems(tiny_config(seed=1), 20) != problems
+    problems = fresh_problems(config, 20, seed=0)
+    assert fresh_problems(config, 20, seed=0) == problems
+    assert fresh_problems(config, 20, seed=1) != problems
     assert {len(problem.steps) for problem in problems} == {2}
+    assert {len(problem.steps) for problem in fresh_problems(config, 5, seed=0, layers=3)} == {3}

@@ -171,6 +171,7 @@ def test_a_hub_data_set_is_read_row_by_row(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     put(tmp_path, json.dumps({"question": "1 + 1?", "answer": "<<1+1=2>> #### 2"}) + "\n", "train.jsonl")
     assert read_problems(f"hub:{tmp_path}:train") == [Problem("1 + 1?", ("<<1+1=2>>",), "2")]
+    assert read_problems(f"hub:{tmp_path}:train[:1]") == read_problems(f"hub:{tmp_path}:train")
     for source in ("hub:openai/gsm8k:main:train", f"hub:{tmp_path}:test"):
         with pytest.raises(DataError, match=rf"cannot load {source}: .* download its files elsewhere and give their"):
             read_problems(source)

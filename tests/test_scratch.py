@@ -23,8 +23,8 @@ def encode(tokenizer, text):
 
 
 def test_numbers_are_digits_and_text_comes_back():
-    """With `split_digits` every digit is a token, an unknown word none, and decoding gives the very text."""
-    tokenizer = build_tokenizer(STORIES, split_digits=True)
+    """As `digits` every digit is a token, an unknown word none, and decoding gives the very text."""
+    tokenizer = build_tokenizer(STORIES, "digits")
     for problem in STORIES:
         ids = encode(tokenizer, written(problem))
         assert tokenizer.unk_token_id not in ids
@@ -34,18 +34,27 @@ def test_numbers_are_digits_and_text_comes_back():
         assert max(len(token) for token in tokens if any(c.isdigit() for c in token)) == 1
 
 
-def test_without_it_a_number_is_a_word():
+def test_numbers_can_be_tokens():
+    """As `numbers` each number below 1,000 is one token, the same in stories and equations, seen before or not."""
+    tokenizer = build_tokenizer(STORIES[:20], "numbers")
+    text = "<<998-7=991>>\n### 991"
+    tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, "998 <<7=991>>"))
+    assert tokens == ["998", " ", "<<", "7", "=", "991", ">>"]
+    assert tokenizer.decode(encode(tokenizer, text)) == text
+
+
+def test_without_them_a_number_is_a_word():
     """`12` is one token, and blanks are none: the symbols of a search."""
     tokenizer = build_tokenizer(SEARCHES)
     ids = encode(tokenizer, SEARCHES[0].question)
     assert tokenizer.convert_ids_to_tokens(ids) == SEARCHES[0].question.split()
 
 
-@pytest.mark.parametrize("split_digits", [False, True])
-def test_a_saved_tokenizer_is_the_same(tmp_path, split_digits):
+@pytest.mark.parametrize("tokens", ["words", "digits", "numbers"])
+def test_a_saved_tokenizer_is_the_same(tmp_path, tokens):
     """Ids and decoded text do not change by saving and loading."""
-    problems = STORIES if split_digits else SEARCHES
-    tokenizer = build_tokenizer(problems, split_digits)
+    problems = SEARCHES if tokens == "words" else STORIES
+    tokenizer = build_tokenizer(problems, tokens)
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     for problem in problems[:20]:
@@ -54,10 +63,10 @@ def test_a_saved_tokenizer_is_the_same(tmp_path, split_digits):
         assert loaded.decode(ids) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("split_digits", [False, True])
-def test_marks_are_single_tokens(split_digits):
+@pytest.mark.parametrize("tokens", ["words", "digits", "numbers"])
+def test_marks_are_single_tokens(tokens):
     """The special tokens and the answer mark are one token each, wherever they stand."""
-    tokenizer = build_tokenizer(STORIES, split_digits)
+    tokenizer = build_tokenizer(STORIES, tokens)
     for mark in (*SPECIAL_TOKENS, PAUSE, ANSWER_MARK):
         assert len(encode(tokenizer, mark)) == 1
         assert encode(tokenizer, f"How {mark}")[-1:] == encode(tokenizer, mark)

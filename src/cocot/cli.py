@@ -1,4 +1,4 @@
-"""The command line: `cocot train | eval | ask | compare | data | bench | recipes | env`.
+"""The command line: `cocot train | eval | ask | compare | reproduce | data | bench | recipes | env`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
 code 2; an interrupt saves the state and exits with 130.
@@ -13,7 +13,9 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +88,27 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--methods", default="cot,no_cot,pause_as_thought,coconut", help="methods, with commas between")
     sub.add_argument("--problems", type=int, default=1000, help="fresh problems to evaluate on (default: %(default)s)")
-    sub.add_argument("--data", type=Path, help="file of problems to evaluate on, in place of fresh ones")
+    sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
     sub.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores")
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
+
+    sub = add(
+        "reproduce",
+        _reproduce,
+        "make a table of results: the paper's, or one of our own studies",
+        takes_overrides=True,
+    )
+    sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing")
+    sub.add_argument("--scale", default="cpu", help="cpu, gpu or paper (default: %(default)s)")
+    sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
+    sub.add_argument("--seeds", type=int, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)")
+    sub.add_argument("--problems", type=int, help="problems a test set (default: as the study says)")
+    sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
+    sub.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else 1)")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
+    )
+    sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
     sub = add("eval", _eval, "accuracy, tokens and seconds of a model")
     sub.add_argument("model", help="run folder, model folder, or hub id")
@@ -135,7 +155,7 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--count", type=int, default=count, help="how many to generate (default: %(default)s)")
     source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
-    source.add_argument("--rendering", help="prosqa: sentences or symbolic")
+    source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
     source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
     source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
@@ -220,12 +240,48 @@ def _dry_run(config: RunConfig) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from cocot.comparison import compare
     from cocot.report import plain
+    from cocot.studies import METHOD, Study, arms
 
     out = args.out or Path("runs") / Path(args.recipe).stem
-    methods = args.methods.split(",")
+    study = Study(args.recipe, {METHOD: args.methods.split(",")}, num_problems=args.problems)
     _hush()
-    rows = compare(args.recipe, args.overrides, methods, args.problems, out, args.jobs, args.data)
-    print(f"\n{plain(rows)}\n\nfiles: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
+    table = compare(study, arms(study, args.overrides), out, args.jobs, args.data)
+    print(f"\n{plain(table['rows'])}\n")
+    print(f"files: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from cocot.comparison import compare, make_trainings
+    from cocot.estimates import describe_plan, estimate
+    from cocot.report import plain, shortcuts
+    from cocot.studies import METHOD, SEED, arms, read_study
+
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds is {args.seeds}; it must be at least 1.")
+    study = read_study(args.study, args.scale).with_axis(SEED, range(args.seeds))
+    if args.methods:
+        study = study.with_axis(METHOD, args.methods.split(","))
+    if args.problems:
+        study = replace(study, num_problems=args.problems)
+    out = args.out or Path("runs") / f"{args.study}_{args.scale}"
+    chosen = arms(study, args.overrides)
+    is_on_cpu = chosen[0].config.train.device == "cpu"
+    jobs = args.jobs or ((os.cpu_count() or 1) if is_on_cpu else 1)
+    _hush()
+    trainings = make_trainings(study, chosen, out)
+    print(f"{args.study} at scale {args.scale}: {study.note}\nmeasuring every run in miniature ...", flush=True)
+    estimates = estimate(trainings, jobs, out)
+    print(f"\n{describe_plan(study, trainings, estimates, jobs)}\n", flush=True)
+    if args.dry_run:
+        return 0
+    began = time.monotonic()
+    table = compare(study, chosen, out, jobs, args.data)
+    print(f"\n{plain(table['rows'])}")
+    if table["controls"]:
+        print(f"\n{plain(table['controls'])}")
+    print("", *shortcuts(table), sep="\n")
+    print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
     return 0
 
 
@@ -253,7 +309,12 @@ def _eval(args: argparse.Namespace) -> int:
     for name, records in results:
         path = out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out
         write_records(path, records)
-        rows.append({"method": name, **summarise(records).to_json(), "train_problems": None})
+        rows.append(
+            {
+                "values": {"thoughts" if args.controls else "model": name},
+                "tests": {"test": summarise(records).to_json()},
+            }
+        )
     print(plain(rows))
     if args.controls:
         _print_shortcuts(task, problems)

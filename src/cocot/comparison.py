@@ -1,221 +1,234 @@
-"""Several methods by one recipe, at equal numbers of training problems, on the same fresh problems.
+"""Several trainings, asked the same problems: what `cocot compare` and `cocot reproduce` do.
 
-In: a recipe, methods, a folder. Out: a run folder a method, `answers.jsonl` in each, and the rows of `table.json`.
-Every training is a process of its own, `cocot train`: the product's own path. The same call goes on where it stopped.
-Read next: `report.py` (rows -> a table).
+In: a `Study`, a folder. Out: a run folder an arm with its answers, the test sets, `table.json` and `table.md`.
+Every training is a process of its own, `cocot train`: the product's own path. The same call goes on where it stopped,
+and neither trains nor asks again what is done.
+Read next: `trainings.py` (the processes), `report.py` (rows -> a table).
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from statistics import fmean, stdev
 from typing import Any
 
-from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import tasks
 from cocot.config import RunConfig
-from cocot.errors import Interrupted, RunError
-from cocot.evaluation import evaluate, summarise, write_records
+from cocot.controls import AS_TRAINED, control_names, run_controls
+from cocot.curriculum import LATENT
+from cocot.errors import CocotError
+from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
 from cocot.model import load
-from cocot.plan import num_shared_stages, num_steps
-from cocot.recipe_files import read_recipe
 from cocot.report import write_table
-from cocot.runs import RunFolder
-from cocot.tasks.files import read_problems
+from cocot.runs import RunFolder, environment, fingerprint
+from cocot.studies import SEED, Arm, Study
+from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
+from cocot.trainings import Training, share_stages, train_all
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+REFERENCES = ("cot", "pause_as_thought")
+"""Methods that every other one is tested against, where a study has them."""
+
+Answers = dict[str, dict[str, list[Record]]]
+"""Test set -> control (`AS_TRAINED` first) -> records."""
 
 
-@dataclass
-class _Training:
-    """One `cocot train` process, watched through its run folder.
-
-    Its first stages are copied from those of `donor`, where they are the same work.
-    """
-
-    method: str
-    config: RunConfig
-    command: list[str]
-    run: RunFolder
-    donor: _Training | None = None
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.run.path.with_name(f"{self.run.path.name}.log")
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is nothing to wait for, such as a training that a killed comparison left behind."""
-        if self.donor is None:
-            return self.run.is_free()
-        num_shared = num_shared_stages(self.donor.config, self.config)
-        return len(self.donor.run.finished_stages()) >= num_shared and self.run.is_free()
-
-    def start(self, num_threads: int, lifeline: int) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            # a session of its own: Ctrl-C reaches it once, through us
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                stdin=lifeline,
-                start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
-            )
-
-    def is_done(self) -> bool:
-        """Whether the process ended well; raises if it failed."""
-        code = self.process.poll() if self.process else None
-        if code:
-            lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise RunError(f"training {self.method} failed with exit code {code}: {lines[-1]} (log: {self.log})")
-        return code == 0
-
-    def progress(self) -> tuple[int, str]:
-        """Optimizer steps so far, and a few words on the newest log entry."""
-        entries = self.run.read_log()
-        steps = {entry["stage"]: entry["step"] for entry in entries}
-        accuracy = next((entry["eval_accuracy"] for entry in reversed(entries) if "eval_accuracy" in entry), None)
-        stage = next(reversed(steps), "")
-        return sum(steps.values()), stage if accuracy is None else f"{stage}, accuracy {accuracy:.1%}"
+def make_trainings(study: Study, arms: Sequence[Arm], out: Path) -> list[Training]:
+    """The trainings of a study, in the order of its arms; what several begin with is done once."""
+    trainings = [
+        Training(str(arm.path), study.recipe, arm.overrides, arm.config, RunFolder(out / arm.path)) for arm in arms
+    ]
+    share_stages(trainings)
+    return trainings
 
 
 def compare(
-    recipe: str,
-    overrides: Sequence[str],
-    methods: Sequence[str],
-    num_problems: int,
+    study: Study,
+    arms: Sequence[Arm],
     out: Path,
     jobs: int = 1,
     test_file: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Train every method by one recipe, evaluate all on the same problems, write `table.json` and `table.md`.
+) -> dict[str, Any]:
+    """Train every arm, ask all the same problems, write `table.json` and `table.md`.
 
     Args:
-        recipe: Name of a shipped recipe, or a YAML file.
-        overrides: Dotted overrides of it.
-        methods: Rows of the method table.
-        num_problems: Fresh problems to evaluate on.
-        out: Folder of the comparison; a run folder a method lies inside.
+        study: What to ask, and the paper's figures.
+        arms: What to train.
+        out: Folder of the study; the run folders lie inside.
         jobs: Trainings at a time.
-        test_file: Problems to evaluate on in place of fresh ones.
+        test_file: A file of problems, as a further test set.
 
     Returns:
-        One row a method, in the order of `methods`.
+        The content of `table.json`; `docs/reproduce.md` describes it.
 
     Raises:
         RunError: a training failed; its last line is in the message.
         Interrupted: a signal came; the trainings saved their state.
     """
-    trainings = list[_Training]()
-    for method in methods:
-        own = [*overrides, "--curriculum.method", method]
-        run, config = RunFolder(out / method), read_recipe(recipe, own)
-        command = [sys.executable, "-m", "cocot", "train", recipe, "--out", str(run.path), "--until-eof", *own]
-        donor = max(trainings, key=lambda other: num_shared_stages(other.config, config), default=None)
-        if donor and num_shared_stages(donor.config, config):
-            command += ["--shares-with", str(donor.run.path)]
-        else:
-            donor = None
-        trainings.append(_Training(method, config, command, run, donor))
-    problems = read_problems(test_file) if test_file else fresh_problems(trainings[0].config, num_problems)
-    _train_all(trainings, jobs)
-    rows = [_row(training, problems) for training in trainings]
-    write_table(rows, out)
-    return rows
+    tests = [_tests(study, arm, arms[0].config.seed, out, test_file) for arm in arms]
+    trainings = make_trainings(study, arms, out)
+    train_all(trainings, jobs)
+    answers = [_ask(training, own, study.controls) for training, own in zip(trainings, tests, strict=True)]
+    sets = {path: problems for own in tests for path, problems in own.values()}
+    task = tasks.get(arms[0].config.data.task)
+    table = {
+        "note": study.note,
+        "environment": environment(),
+        "rows": _rows(study, arms, trainings, answers),
+        "controls": _control_rows(arms, answers),
+        "tests": {str(path.relative_to(out)): _shortcuts(task, problems) for path, problems in sets.items()},
+    }
+    write_table(table, out)
+    return table
 
 
-def fresh_problems(config: RunConfig, count: int) -> list[Problem]:
+def fresh_problems(config: RunConfig, count: int, seed: int, **settings: Any) -> list[Problem]:
     """Fresh problems like those of validation; no training or validation draws a negative seed."""
-    settings = {**config.data.generate, **config.data.valid_generate}
-    return tasks.get(config.data.task).generate(count, seed=-1 - config.seed, **settings)
+    settings = {**config.data.generate, **config.data.valid_generate, **settings}
+    return tasks.get(config.data.task).generate(count, seed=-1 - seed, **settings)
 
 
-def _train_all(trainings: Sequence[_Training], jobs: int) -> None:
-    num_threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, running = list(trainings), list[_Training]()
-    with ExitStack() as stack:
-        bars = {training.method: stack.enter_context(_bar(training)) for training in trainings}
-        lifeline = stack.enter_context(_lifeline())
-        stack.enter_context(_stopping(running))
-        while waiting or running:
-            for training in [item for item in waiting if item.is_ready][: jobs - len(running)]:
-                training.start(num_threads, lifeline)
-                waiting.remove(training)
-                running.append(training)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            done = [training for training in running if training.is_done()]
-            for training in running:
-                step, text = training.progress()
-                bars[training.method].update(step - bars[training.method].n)
-                bars[training.method].set_postfix_str(text)
-            running[:] = [training for training in running if training not in done]
+def _tests(
+    study: Study, arm: Arm, seed: int, out: Path, test_file: Path | None
+) -> dict[str, tuple[Path, list[Problem]]]:
+    """The test sets of an arm by name, each frozen in a file whose name says what is in it."""
+    sets = {test_file.name.partition(".")[0]: read_problems(test_file)} if test_file else {}
+    for name, settings in study.tests.items():
+        sets[name] = fresh_problems(arm.config, study.num_problems, seed, **settings)
+    frozen = {}
+    for name, problems in sets.items():
+        path = out / "tests" / f"{name}-{fingerprint(problems)[:8]}.jsonl"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_problems(path, problems)
+        frozen[name] = path, problems
+    return frozen
 
 
-def _bar(training: _Training) -> Any:
-    total = num_steps(training.config) if training.config.data.train is None else None
-    return tqdm(total=total, desc=training.method.ljust(len("pause_as_thought")), unit="step")
+def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], controls: bool) -> Answers:
+    """The answers of a trained model; they go beside it, and what lies there already is not asked again."""
+    config = training.config
+    names = [AS_TRAINED]
+    if controls and config.curriculum.row.filler == LATENT and config.curriculum.num_thoughts:
+        names += control_names(config.curriculum.num_thoughts)
+
+    @cache
+    def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load(training.run.model)
+
+    answers: Answers = {}
+    for test, (path, problems) in tests.items():
+        folder = training.run.path / "answers" / path.stem
+        files = {name: folder / f"{name.replace(' ', '_')}.jsonl" for name in names}
+        if not all(file.exists() for file in files.values()):
+            _ask_model(*loaded(), config, problems, files)
+        answers[test] = {name: read_records(file) for name, file in files.items()}
+    return answers
 
 
-@contextmanager
-def _lifeline() -> Iterator[int]:
-    """The end of a pipe that nobody writes to: for who reads it, it ends when this process does, even by a kill."""
-    end_to_read, end_to_keep = os.pipe()
+def _ask_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    problems: Sequence[Problem],
+    files: Mapping[str, Path],
+) -> None:
+    task = tasks.get(config.data.task)
+    settings: dict[str, Any] = {
+        "batch_size": config.train.eval_batch_size,
+        "max_new_tokens": config.train.eval_max_new_tokens,
+    }
+    first = [problem.question for problem in problems[: config.train.eval_batch_size]]
+    answer(model, tokenizer, first, **settings)  # warms up, for the timing's sake
+    if len(files) == 1:
+        write_records(files[AS_TRAINED], evaluate(model, tokenizer, task, problems, **settings))
+        return
+    for name, records in run_controls(model, tokenizer, task, problems, **settings):
+        write_records(files[name], records)
+
+
+def _rows(
+    study: Study, arms: Sequence[Arm], trainings: Sequence[Training], answers: Sequence[Answers]
+) -> list[dict[str, Any]]:
+    """One row a group of arms that differ in their seeds alone."""
+    own = {arm.group: [index for index, other in enumerate(arms) if other.group == arm.group] for arm in arms}
+
+    def records(group: tuple[str, ...], test: str) -> list[list[Record]]:
+        return [answers[index][test][AS_TRAINED] for index in own[group]]
+
+    def row(group: tuple[str, ...]) -> dict[str, Any]:
+        first = own[group][0]
+        rivals = {name: (name, *group[1:]) for name in REFERENCES}
+        results = {}
+        for test in answers[first]:
+            mine = records(group, test)
+            p_values = {
+                name: _mcnemar(mine, records(rival, test))
+                for name, rival in rivals.items()
+                if rival in own and rival != group
+            }
+            results[test] = {**_summary(mine), "p_values": p_values}
+        return {
+            "values": {axis: value for axis, value in arms[first].values.items() if axis != SEED},
+            "seeds": [arms[index].config.seed for index in own[group]],
+            "tests": results,
+            "train_problems": fmean(_train_problems(trainings[index]) for index in own[group]),
+            "paper": dict(study.paper.get(group[0], {})),
+        }
+
+    return [row(group) for group in own]
+
+
+def _summary(seeds: Sequence[Sequence[Record]]) -> dict[str, Any]:
+    """Means over seeds, their spread, and the interval of all answers together."""
+    parts = [summarise(records) for records in seeds]
+    accuracies = [part.accuracy for part in parts]
+    every = [record.is_correct for records in seeds for record in records]
+    low, high = wilson_interval(sum(every), len(every))
+    return {
+        "accuracy": fmean(accuracies),
+        "sd": stdev(accuracies) if len(accuracies) > 1 else None,
+        "low": low,
+        "high": high,
+        "tokens": fmean(part.tokens for part in parts),
+        "seconds_per_question": fmean(part.seconds_per_question for part in parts),
+        "problems": parts[0].problems,
+        "by_seed": accuracies,
+    }
+
+
+def _mcnemar(mine: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> float:
+    """On the answers of all seeds, pair by pair."""
+    first, second = ([record.is_correct for records in seeds for record in records] for seeds in (mine, theirs))
+    return mcnemar(first, second)
+
+
+def _train_problems(training: Training) -> int:
+    return training.progress()[0] * training.config.train.batch_size
+
+
+def _control_rows(arms: Sequence[Arm], answers: Sequence[Answers]) -> list[dict[str, Any]]:
+    """One row a model that thinks and a control, seeds apart: a control belongs to its model."""
+    return [
+        {
+            "values": {**arm.values, "thoughts": name},
+            "tests": {test: _summary([controls[name]]) for test, controls in own.items()},
+        }
+        for arm, own in zip(arms, answers, strict=True)
+        for name in next(iter(own.values()))
+        if len(next(iter(own.values()))) > 1
+    ]
+
+
+def _shortcuts(task: Any, problems: Sequence[Problem]) -> dict[str, float]:
+    """What rules that do not reason would reach."""
     try:
-        yield end_to_read
-    finally:
-        os.close(end_to_read)
-        os.close(end_to_keep)
-
-
-@contextmanager
-def _stopping(running: Sequence[_Training]) -> Iterator[None]:
-    """Whatever ends this block, a signal or an error: let the trainings that still run save and stop."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped; every training saved its state.")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        alive = [item.process for item in running if item.process and item.process.poll() is None]
-        for process in alive:
-            process.send_signal(signal.SIGINT)
-        for process in alive:
-            process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _row(training: _Training, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Evaluate a trained model; its answers go beside it."""
-    settings = training.config.train
-    model, tokenizer = load(training.run.model)
-    first = [problem.question for problem in problems[: settings.eval_batch_size]]
-    answer(model, tokenizer, first, max_new_tokens=settings.eval_max_new_tokens)  # warms up, for the timing's sake
-    records = evaluate(
-        model,
-        tokenizer,
-        tasks.get(training.config.data.task),
-        problems,
-        batch_size=settings.eval_batch_size,
-        max_new_tokens=settings.eval_max_new_tokens,
-    )
-    write_records(training.run.path / "answers.jsonl", records)
-    num_steps_done, _ = training.progress()
-    train_problems = num_steps_done * settings.batch_size
-    return {"method": training.method, **summarise(records).to_json(), "train_problems": train_problems}
+        report: dict[str, float] = task.report(problems)
+    except CocotError:  # problems of another form
+        return {}
+    return {name: value for name, value in report.items() if name.startswith("shortcut")}

@@ -23,7 +23,8 @@ class InitConfig:
         width: Hidden size.
         heads: Attention heads.
         embedding_std: Standard deviation of fresh token embeddings; null for the architecture's own.
-        split_digits: Whether every digit is a token of its own, for tasks that reckon; else a number is one word.
+        tokens: words (what white space parts), or for tasks that reckon: digits (every sign and digit is a token) or
+            numbers (the same, but a number is one token).
         settings: Further fields of the architecture's Hugging Face config.
     """
 
@@ -32,7 +33,7 @@ class InitConfig:
     width: int = 128
     heads: int = 2
     embedding_std: float | None = None
-    split_digits: bool = False
+    tokens: Literal["words", "digits", "numbers"] = "words"
     settings: dict[str, Any] = field(default_factory=dict)
 
 

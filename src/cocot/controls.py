@@ -45,6 +45,11 @@ direction of the same length; the thoughts of another problem; the mean thought 
 AS_TRAINED = "as trained"
 
 
+def control_names(num_thoughts: int) -> list[str]:
+    """What `run_controls` tries on a model of so many thoughts, after `AS_TRAINED`."""
+    return [*CONTROLS, *(f"k={fewer}" for fewer in range(num_thoughts))]
+
+
 def run_controls(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Sequence[Problem], **settings: Any
 ) -> Iterator[tuple[str, list[Record]]]:

@@ -140,6 +140,12 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
 
 
+def read_records(path: Path) -> list[Record]:
+    """What `write_records` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [Record(**json.loads(line)) for line in lines]
+
+
 def summarise(records: Sequence[Record]) -> Summary:
     """Accuracy with its interval, and the means of tokens and seconds."""
     num_correct = sum(record.is_correct for record in records)

@@ -15,6 +15,7 @@ from typing import Any
 from cocot.config import RunConfig
 from cocot.curriculum import IGNORED, Encoder, Stage, schedule, tokenize
 from cocot.errors import ConfigError
+from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
 
 
@@ -103,10 +104,15 @@ def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
     return sum(takewhile(bool, same))
 
 
+def steps_per_epoch(config: RunConfig) -> int:
+    """Optimizer steps an epoch; a file of problems is read for it."""
+    size = len(read_problems(config.data.train)) if config.data.train else config.data.num_train
+    return size // config.train.batch_size
+
+
 def num_steps(config: RunConfig) -> int:
-    """Optimizer steps of a run on generated problems: the same for every method."""
-    epochs = sum(item.stage.num_epochs for item in plan(config))
-    return epochs * (config.data.num_train // config.train.batch_size)
+    """Optimizer steps of a run by the clock: the same for every method."""
+    return sum(item.stage.num_epochs for item in plan(config)) * steps_per_epoch(config)
 
 
 def split_batch(size: int, device_batch_size: int, world_size: int) -> Batches:

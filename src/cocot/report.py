@@ -1,46 +1,106 @@
-"""Results for people: tables of evaluation summaries. Reads values and files, never a model.
+"""Results for people: tables in plain text and in Markdown. Reads values and files, never a model.
 
-In: rows `{method, accuracy, low, high, tokens, seconds_per_question, problems, train_problems}`.
-Out: the table in plain text and in Markdown, and `table.json`.
+In: the content of `table.json`, or rows of evaluation results, `{values, tests: {name: summary}}`. Out: text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cocot.plan import align
 from cocot.runs import write_json, write_text
 
-_HEAD = ("method", "accuracy", "95 % interval", "tokens", "ms a question", "problems", "trained on")
+Row = dict[str, Any]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows as text cells, the heading first."""
-    return [_HEAD, *map(_cells, rows)]
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows as text cells, the heading first; a column that no row fills is left out.
+
+    With several test sets, all have their columns of accuracy; the other columns are those of the first.
+    """
+    axes, tests = list(rows[0]["values"]), list(rows[0]["tests"])
+    columns: list[tuple[str, Callable[[Row], str]]] = [(axis, partial(_value, axis)) for axis in axes]
+    for test in tests:
+        title = f"{test}: " if len(tests) > 1 else ""
+        columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
+
+    def first(row: Row) -> Row:
+        return dict(row["tests"][tests[0]])
+
+    columns += [
+        ("p (cot)", lambda row: _p_value(first(row), "cot")),
+        ("p (pause)", lambda row: _p_value(first(row), "pause_as_thought")),
+        ("tokens", lambda row: f"{first(row)['tokens']:.1f}"),
+        ("ms a question", lambda row: f"{1000 * first(row)['seconds_per_question']:.2f}"),
+        ("problems", lambda row: f"{first(row)['problems']:,}"),
+        ("trained on", lambda row: f"{row['train_problems']:,.0f}" if "train_problems" in row else ""),
+        ("paper", lambda row: _share(row.get("paper", {}).get("accuracy"))),
+        ("paper's tokens", lambda row: _number(row.get("paper", {}).get("tokens"))),
+    ]
+    filled = [(head, texts) for head, cell in columns if any(texts := [cell(row) for row in rows])]
+    heads, bodies = zip(*filled, strict=True)
+    return [heads, *zip(*bodies, strict=True)]
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        row["method"],
-        f"{row['accuracy']:.1%}",
-        f"{row['low']:.1%} to {row['high']:.1%}",
-        f"{row['tokens']:.1f}",
-        f"{1000 * row['seconds_per_question']:.2f}",
-        f"{row['problems']:,}",
-        "" if row["train_problems"] is None else f"{row['train_problems']:,}",
-    )
+def _value(axis: str, row: Row) -> str:
+    return str(row["values"][axis])
 
 
-def plain(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a terminal."""
-    return align(table(rows))
+def _accuracy(test: str, row: Row) -> str:
+    result = row["tests"][test]
+    spread = result.get("sd")
+    return f"{result['accuracy']:.1%}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
-def write_table(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def _interval(test: str, row: Row) -> str:
+    return "{low:.1%} to {high:.1%}".format_map(row["tests"][test])
+
+
+def _p_value(result: Row, rival: str) -> str:
+    value = result.get("p_values", {}).get(rival)
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def plain(rows: Sequence[Row]) -> str:
+    """The rows for a terminal."""
+    return align(cells(rows))
+
+
+def shortcuts(table: Row) -> list[str]:
+    """A line for each test set: what rules that do not reason would reach on it."""
+    return [
+        f"{Path(file).stem}: " + ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in found.items())
+        for file, found in table["tests"].items()
+        if found
+    ]
+
+
+def write_table(table: Row, folder: Path) -> None:
     """Write `table.json` and `table.md` into `folder`."""
-    write_json(folder / "table.json", list(rows))
-    head, *body = table(rows)
-    lines = [head, tuple("---" if index == 0 else "---:" for index in range(len(head))), *body]
-    write_text(folder / "table.md", "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n")
+    write_json(folder / "table.json", table)
+    parts = [table["note"], _markdown(table["rows"])]
+    if table["controls"]:
+        parts += ["The thoughts under control:", _markdown(table["controls"])]
+    if lines := shortcuts(table):
+        parts += ["Without any model:", "\n".join(f"- {line}" for line in lines)]
+    versions = table["environment"]["versions"]
+    parts.append(f"cocot {table['environment']['commit'] or versions['cocot']}, torch {versions['torch']}.")
+    write_text(folder / "table.md", "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    head, *body = cells(rows)
+    num_axes = len(rows[0]["values"])
+    lines = [head, tuple("---" if index < num_axes else "---:" for index in range(len(head))), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

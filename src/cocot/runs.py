@@ -46,6 +46,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.best = self.path / "best"
         self.metrics = self.path / "metrics.jsonl"
+        self.log_file = self.path.with_name(f"{self.path.name}.log")  # what a process that trains here prints
         self._lock: TextIO | None = None
 
     def open(self, config: RunConfig) -> None:

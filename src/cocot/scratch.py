@@ -25,26 +25,33 @@ from cocot.errors import ConfigError
 from cocot.tasks.problem import Problem
 
 _PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
+_SIGNS = rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"
 _MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
 
 
-def build_tokenizer(problems: Iterable[Problem], split_digits: bool = False) -> PreTrainedTokenizerFast:
+def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
 
-    Words are what white space parts; `.`, `?` and `,` are words of their own. With `split_digits`, so is every sign
-    that is no letter, blanks too: the digits of one number must be told from those of two.
+    Words are what white space parts; `.`, `?` and `,` are words of their own. As `digits`, so is every sign that is no
+    letter, blanks too: the digits of one number must be told from those of two. As `numbers`, digits stay together, and
+    every number below 1,000 is known, seen or not.
     """
-    words_alone = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.?,]"), behavior="isolated")]
-    with_blanks = [pre_tokenizers.Split(Regex(rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"), behavior="isolated")]
-    splitter = pre_tokenizers.Sequence(with_blanks if split_digits else words_alone)
+    parts: dict[str, list[Any]] = {
+        "words": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.?,]"), behavior="isolated")],
+        "digits": [pre_tokenizers.Split(Regex(_SIGNS), behavior="isolated")],
+        "numbers": [pre_tokenizers.Split(Regex(rf"\d+|{_SIGNS}"), behavior="isolated")],
+    }
+    splitter = pre_tokenizers.Sequence(parts[tokens])
     words = {ANSWER_MARK}
+    if tokens == "numbers":
+        words.update(map(str, range(1000)))
     for problem in problems:
         lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
         words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
     vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words)])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = splitter
-    if split_digits:
+    if tokens != "words":
         backend.decoder = decoders.Fuse()  # blanks are tokens
     made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
     tokenizer: PreTrainedTokenizerFast = made(
@@ -53,7 +60,7 @@ def build_tokenizer(problems: Iterable[Problem], split_digits: bool = False) -> 
         unk_token=_UNKNOWN,
         eos_token=_END_OF_TEXT,
         additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
-        clean_up_tokenization_spaces=not split_digits,
+        clean_up_tokenization_spaces=tokens == "words",
     )
     return tokenizer
 

@@ -260,9 +260,11 @@ class Journal(TrainerCallback):
         self._run, self._stage = run, stage
         self._shown: dict[str, str] = {}
         self._bar: Any = None
+        self._since, self._step = 0.0, 0  # when, and after which step, the time of a step is counted from
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar where the stage stands."""
+        self._restart(state)
         if state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step")
 
@@ -276,13 +278,26 @@ class Journal(TrainerCallback):
         logs = kwargs["logs"]
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        self._run.log({"stage": self._stage, "step": state.global_step, **logs})
+        own = dict[str, Any]()
+        if "loss" in logs:
+            own["step_seconds"] = (time.perf_counter() - self._since) / (state.global_step - self._step)
+            self._restart(state)
+        self._run.log({"stage": self._stage, "step": state.global_step, **logs, **own})
         if "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"
         if ACCURACY in logs:
             self._shown["accuracy"] = f"{logs[ACCURACY]:.1%}"
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The time of a validation is none of the steps'."""
+        self._restart(state)
+
+    on_save = on_evaluate  # nor is that of a checkpoint
+
+    def _restart(self, state: TrainerState) -> None:
+        self._since, self._step = time.perf_counter(), state.global_step
 
     def close(self) -> None:
         """Close the bar, however the stage ended: what is printed next gets a line of its own."""

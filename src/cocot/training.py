@@ -200,7 +200,7 @@ def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Proble
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
     """The run's tokenizer without its model: for a look at what will be trained on."""
     if config.model.init is not None:
-        return build_tokenizer(problems, config.model.init.split_digits)
+        return build_tokenizer(problems, config.model.init.tokens)
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
     add_missing(tokenizer, (*SPECIAL_TOKENS, PAUSE))
@@ -216,7 +216,7 @@ def prepare_model(
     if run and finished:
         return load(run.path / finished[-1]["checkpoint"])
     if config.model.init is not None:
-        scratch = build_tokenizer(problems, config.model.init.split_digits)
+        scratch = build_tokenizer(problems, config.model.init.tokens)
         return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
     assert config.model.path is not None
     model, tokenizer = load(config.model.path)

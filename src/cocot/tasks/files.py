@@ -22,6 +22,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_problems(source: str | Path) -> list[Problem]:
 
 def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
     """The rows of a data set on the Hub."""
-    name, *rest = source.removeprefix(_HUB).split(":")
+    name, *rest = re.split(r":(?![^[]*\])", source.removeprefix(_HUB))  # a split may be a slice, `train[:500]`
     if not name or len(rest) not in (1, 2):
         raise DataError(f"{source!r} is neither hub:NAME:SPLIT nor hub:NAME:CONFIG:SPLIT.")
     try:

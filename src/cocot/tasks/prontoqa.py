@@ -59,8 +59,8 @@ _FAMILIES = [
 ]
 # How often a rule says "not", as counted in 10,000 problems of the public generator.
 _NEGATED_END, _NEGATED_CHAIN, _NEGATED_ELSE = 0.467, 0.275, 1 / 3
-_RULE = re.compile(r"(?:(?:Each|Every) (\w+) is|(\w+) are) (not )?(?:an? )?(\w+)")
-_QUERY = re.compile(r"True or false: \w+ is (not )?(\w+)\.$")
+_RULE = re.compile(r"(\w+) (?:(?:is|are) )?(not[ -])?(?:an? )?(\w+)(?:\.| ;)")
+_QUERY = re.compile(r"True or false: \w+ is (not )?(\w+)\.$|(?:\S+ False ; )?(not-)?(\w+) True ;")
 
 
 class _Rule(NamedTuple):
@@ -70,12 +70,22 @@ class _Rule(NamedTuple):
     is_negated: bool
     predicate: str
 
+    def symbols(self) -> str:
+        """What follows from the subject stands next to it."""
+        return f"{self.subject} {_symbol(self.predicate, self.is_negated)} ;"
+
     def sentence(self, rng: Random) -> str:
         """One of the three ways to say it."""
         negation = "not " if self.is_negated else ""
         if rng.random() < 0.5:
             return f"{_plural(self.subject).capitalize()} are {negation}{_plural(self.predicate)}."
         return f"{rng.choice(('Each', 'Every'))} {self.subject} is {negation}{_with_article(self.predicate)}."
+
+
+def _symbol(word: str, is_negated: bool) -> str:
+    """A token; a property goes by its family, of which a problem has one: few tokens are sooner learned."""
+    word = next((family[0] for family in _FAMILIES if word in family), word)
+    return f"not-{word}" if is_negated else word
 
 
 def _plural(word: str) -> str:
@@ -126,7 +136,7 @@ class _Supply:
         return _Rule(subject, self._rng.random() < probability, self._rng.choice(next(self._families)))
 
 
-def _chain(supply: _Supply, hops: int) -> tuple[list[_Rule], list[_Rule], str, str]:
+def _chain(supply: _Supply, hops: int, has_distractors: bool) -> tuple[list[_Rule], list[_Rule], str, str]:
     """A chain of `hops` concepts under a top one: the rules that climb it, its distractors, its first and last concept.
 
     Every concept has a second parent, and every one but the first a property, as has every second parent.
@@ -134,34 +144,39 @@ def _chain(supply: _Supply, hops: int) -> tuple[list[_Rule], list[_Rule], str, s
     top, *chain = supply.concepts(hops + 1)  # each is a kind of the one before it
     parents = supply.concepts(hops)
     climbs = [_Rule(lower, False, upper) for upper, lower in zip([top, *chain], chain, strict=False)]
+    if not has_distractors:
+        return climbs[:0:-1], [], chain[0], chain[-1]
     others = [climbs[0], *(_Rule(lower, False, parent) for lower, parent in zip(chain, parents, strict=True))]
     others += [supply.property(concept, _NEGATED_CHAIN) for concept in chain[1:]]
     others += [supply.property(concept, _NEGATED_ELSE) for concept in parents]
     return climbs[:0:-1], others, chain[0], chain[-1]
 
 
-def _released(rng: Random, hops: int) -> _Ontology:
+def _released(rng: Random, hops: int, has_distractors: bool) -> _Ontology:
     """A chain, an ontology apart, and a concept of which nothing is said but the opposite of the answer."""
     supply = _Supply(rng)
-    climb, others, highest, start = _chain(supply, hops)
+    climb, others, highest, start = _chain(supply, hops, has_distractors)
     end = supply.property(highest, _NEGATED_END)
     below, above, stranger = supply.concepts(3)
-    others += [_Rule(below, False, above), supply.property(below, _NEGATED_ELSE)]
+    if has_distractors:
+        others += [_Rule(below, False, above), supply.property(below, _NEGATED_ELSE)]
     others.append(_Rule(stranger, not end.is_negated, end.predicate))
     return _Ontology([*climb, end], others, start, below, is_of_another=False)
 
 
-def _balanced(rng: Random, hops: int) -> _Ontology:
+def _balanced(rng: Random, hops: int, has_distractors: bool) -> _Ontology:
     """Two chains drawn by the same law, with opposite ends, one for the entity and one for another."""
     supply = _Supply(rng)
-    (climb, others, highest, start), (climb_2, others_2, highest_2, start_2) = (_chain(supply, hops) for _ in "ab")
+    (climb, others, highest, start), (climb_2, others_2, highest_2, start_2) = (
+        _chain(supply, hops, has_distractors) for _ in "ab"
+    )
     end = supply.property(highest, 0.5)
     opposite = _Rule(highest_2, not end.is_negated, end.predicate)
     return _Ontology([*climb, end], [*others, *others_2, *climb_2, opposite], start, start_2, is_of_another=True)
 
 
 class _Mode(NamedTuple):
-    draw: Callable[[Random, int], _Ontology]
+    draw: Callable[[Random, int, bool], _Ontology]
     most_hops: int  # as far as names and properties reach
 
 
@@ -171,7 +186,7 @@ _MODES = {
 }
 
 
-def _write(rng: Random, ontology: _Ontology) -> Problem:
+def _sentences(rng: Random, ontology: _Ontology) -> Problem:
     person, another = rng.sample(_PERSONS, 2)
     proof = [rule.sentence(rng) for rule in ontology.proof]
     rules = [*proof, *(rule.sentence(rng) for rule in ontology.others)]
@@ -186,6 +201,23 @@ def _write(rng: Random, ontology: _Ontology) -> Problem:
         steps=(*map(" ".join, zip(conclusions, proof, strict=False)), conclusions[-1]),
         answer=str(is_true),
     )
+
+
+def _symbols(rng: Random, ontology: _Ontology) -> Problem:
+    end, is_true = ontology.proof[-1], rng.random() < 0.5
+    # The query is two further rules, "the one means True, the other False": so an answer is a look-up like any other.
+    verdicts = [
+        _Rule(_symbol(end.predicate, end.is_negated == is_met), False, str(is_met == is_true))
+        for is_met in (True, False)
+    ]
+    steps = [rule.symbols() for rule in (*ontology.proof, verdicts[0])]
+    rules = [*steps[:-1], *(rule.symbols() for rule in ontology.others)]
+    rng.shuffle(rules)
+    query = [rule.symbols() for rule in rng.sample(verdicts, 2)]
+    return Problem(" ".join([*rules, *query, "?", ontology.start]), tuple(steps), str(is_true))
+
+
+_RENDERINGS = {"sentences": _sentences, "symbolic": _symbols}
 
 
 def from_example(example: Mapping[str, Any]) -> Problem:
@@ -206,8 +238,9 @@ def from_example(example: Mapping[str, Any]) -> Problem:
 def _statistics(index: int, problem: Problem) -> dict[str, float]:
     """The row of one problem; `ProntoQA.report` averages them."""
     query = _QUERY.search(problem.question)
-    rules = list(_RULE.finditer(problem.question))
-    about = [rule for rule in rules if query and rule[4] == query[2]]
+    text = problem.question[: query.start()] if query else ""
+    is_negated, asked = (bool(query[1] or query[3]), query[2] or query[4]) if query else (False, "")
+    about = [rule for rule in _RULE.finditer(text) if rule[3] == asked]
     if query is None or len(about) != 2 or problem.answer not in ("True", "False"):
         raise DataError(
             f"problem {index} ({problem.question[:40]!r}...) is not of ProntoQA's form: rules, two of them about the "
@@ -216,22 +249,22 @@ def _statistics(index: int, problem: Problem) -> dict[str, float]:
     words = Counter(re.findall(r"[a-z]+", problem.question.lower()))
 
     def mentions(rule: re.Match[str]) -> int:
-        concept = (rule[1] or rule[2].removesuffix("es")).lower()
+        concept = rule[1].lower().removesuffix("es")
         return words[concept] + words[f"{concept}es"]
 
     def believes(rule: re.Match[str]) -> float:
-        return float((problem.answer == "True") == (bool(rule[3]) == bool(query[1])))
+        return float((problem.answer == "True") == (bool(rule[2]) == is_negated))
 
-    num_negations = words["not"]
+    num_negations = len(re.findall(r"\bnot\b", text)) + is_negated
     better_known = sorted(about, key=mentions)
     tied = mentions(about[0]) == mentions(about[1])
     return {
-        "sentences": problem.question.count("."),
+        "sentences": len(re.findall(r"\.| ;", problem.question)),
         "question_words": len(problem.question.split()),
         "chain_words": len(" ".join(problem.steps).split()),
         "steps": len(problem.steps),
         "answer_true": problem.answer == "True",
-        "query_negated": bool(query[1]),
+        "query_negated": is_negated,
         "negations": num_negations,
         "shortcut_even_negations": float((problem.answer == "True") == (num_negations % 2 == 0)),
         "shortcut_last_mentioned": believes(about[1]),
@@ -251,6 +284,8 @@ class ProntoQA:
         seed: int,
         mode: str = "released",
         hops: int | Sequence[int] | None = None,
+        rendering: str = "sentences",
+        distractors: bool = True,
         **settings: Any,
     ) -> list[Problem]:
         """Make problems; fewer of them with the same settings are a prefix of more.
@@ -262,10 +297,14 @@ class ProntoQA:
                 the fact about its entity the question says nothing about the answer).
             hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3. Of several,
                 each problem draws one.
+            rendering: `sentences` (the published format) or `symbolic` (one token a word, the entity's concept last).
+            distractors: Whether rules stand about that lead nowhere; without them every rule but the opposite one (and
+                the chain that leads to it) belongs to the proof.
             **settings: Refused.
 
         Returns:
-            The problems; a step is what is known and the rule that it calls for, the last step the conclusion.
+            The problems, with a step more than hops. A step in sentences is what is known and the rule that it calls
+            for, the last step the conclusion; a step in symbols is a rule, the last one of the query.
 
         Raises:
             ConfigError: a setting is unknown or impossible.
@@ -273,10 +312,14 @@ class ProntoQA:
         Source: arXiv 2210.01240 and its public generator; arXiv 2412.06769, section 4.1.
         """
         if settings:
-            raise ConfigError(f"unknown ProntoQA setting {next(iter(settings))!r}; choose one of: mode, hops.")
+            raise ConfigError(
+                f"unknown ProntoQA setting {next(iter(settings))!r}; choose one of: mode, hops, rendering, distractors."
+            )
         if mode not in _MODES:
             raise ConfigError(f"unknown ProntoQA mode {mode!r}; choose one of: {', '.join(_MODES)}.")
-        draw, most = _MODES[mode]
+        if rendering not in _RENDERINGS:
+            raise ConfigError(f"unknown ProntoQA rendering {rendering!r}; choose one of: {', '.join(_RENDERINGS)}.")
+        (draw, most), write = _MODES[mode], _RENDERINGS[rendering]
         lengths = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
         if not lengths or not all(is_whole(length) and 1 <= length <= most for length in lengths):
             raise ConfigError(
@@ -285,7 +328,7 @@ class ProntoQA:
         if not is_whole(count) or count < 0:
             raise ConfigError(f"count must be a whole number of at least 0, got {count!r}.")
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
-        return [_write(rng, draw(rng, rng.choice(lengths))) for _ in range(count)]
+        return [write(rng, draw(rng, rng.choice(lengths), distractors)) for _ in range(count)]
 
     def is_correct(self, problem: Problem, text: str) -> bool:
         """Whether `text` is the answer, `True` or `False`, to the letter."""

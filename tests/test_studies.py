@@ -1,0 +1,155 @@
+"""Promises of studies: what ships can be planned, an arm is what its axes say, a killed table ends as any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_support import environment
+
+from cocot.cli import main
+from cocot.comparison import make_trainings
+from cocot.curriculum import METHODS
+from cocot.errors import ConfigError
+from cocot.estimates import estimate
+from cocot.runs import RunFolder
+from cocot.studies import METHOD, SEED, Study, arms, read_study, shipped_studies
+
+TABLE_1 = ("gsm8k", "prontoqa", "prosqa")
+TINY = ["--data.num_train", "64", "--data.num_valid", "4", "--model.init.width", "16", "--train.save_steps", "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [(name, scale) for name, scales in shipped_studies().items() for scale in scales]
+)
+def test_a_shipped_study_can_be_planned(name: str, scale: str) -> None:
+    """Its recipe loads with the settings of every arm, and every arm has a folder of its own."""
+    study = read_study(name, scale)
+    chosen = arms(study.with_axis(SEED, range(2)), [])
+    assert len({arm.path for arm in chosen}) == len(chosen)
+    assert {arm.config.seed for arm in chosen} == {0, 1}
+    assert study.note
+    if name in TABLE_1:
+        methods = [arm.config.curriculum.method for arm in chosen[::2]]
+        assert methods == (["cot", "no_cot", "coconut", "pause_as_thought"] if scale == "gpu" else list(METHODS))
+        assert set(study.paper) == set(METHODS)
+
+
+def test_the_papers_figures_are_those_of_its_table() -> None:
+    """Spot checks against Table 1 of arXiv 2412.06769."""
+    paper = {name: read_study(name, "paper").paper for name in TABLE_1}
+    assert paper["prosqa"]["coconut"] == {"accuracy": 0.97, "tokens": 14.2}
+    assert paper["prontoqa"]["cot"] == {"accuracy": 0.988, "tokens": 92.5}
+    assert paper["gsm8k"]["no_thought"] == {"accuracy": 0.216}
+
+
+def test_an_arm_is_what_its_axes_say() -> None:
+    """Every combination, the last axis turning fastest; a bundle of settings reaches the recipe as a whole."""
+    hops = {
+        "one": {"data.generate": {"mode": "balanced", "layers": 1}, "curriculum.max_stage": 1},
+        "two": {"data.generate": {"mode": "balanced", "layers": 2}, "curriculum.epochs_per_stage": [3, 4]},
+    }
+    study = Study("demo", {METHOD: ["cot", "coconut"], "hops": hops, SEED: [5]})
+    chosen = arms(study, ["--train.batch_size", "16", "--curriculum.epochs_per_stage", "1"])
+    assert [str(arm.path) for arm in chosen] == [
+        "cot/hops_one/seed_5",
+        "cot/hops_two/seed_5",
+        "coconut/hops_one/seed_5",
+        "coconut/hops_two/seed_5",
+    ]
+    last = chosen[-1]
+    assert last.values == {"method": "coconut", "hops": "two", "seed": "5"}
+    assert last.group == ("coconut", "two")
+    assert (last.config.seed, last.config.train.batch_size) == (5, 16)
+    assert last.config.data.generate == {"mode": "balanced", "layers": 2}
+    assert last.config.curriculum.epochs_per_stage == [3, 4]
+    assert chosen[0].config.curriculum.max_stage == 1
+    assert [arm.path.name for arm in arms(study.with_axis("hops", ["two"]).with_axis(SEED, [1]), [])] == ["seed_1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: read_study("prosqua", "cpu"), "no study 'prosqua'; choose among: depth, gsm8k"),
+        (lambda: read_study("prosqa", "tpu"), "study prosqa has no scale 'tpu'; choose among: cpu, gpu, paper"),
+        (
+            lambda: read_study("depth", "cpu").with_axis("hops", [2, 9]),
+            "the study has no hops 9; choose among: 2, 3, 4, 5",
+        ),
+        (lambda: arms(Study("demo", {METHOD: ["coconot"]}), []), "unknown method 'coconot'"),
+        (lambda: arms(Study("demo", {"model.init.layer": [1]}), []), "did you mean 'model.init.layers'"),
+    ],
+)
+def test_a_slip_is_explained(call: Callable[[], Any], message: str) -> None:
+    """The message names what there is."""
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_an_estimate_is_of_the_work_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with the epochs, leaves out what another training does, is kept, and leaves no miniature behind."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    study = Study("demo", {METHOD: ["coconut", "pause_as_thought"]})
+    longer = [*TINY, "--curriculum.first_epochs", "400"]
+    first = make_trainings(study, arms(study, longer), tmp_path)
+    coconut, pause = estimate(first, 2, tmp_path)
+    assert coconut.training > 1.5 * pause.training > 0, "pause_as_thought takes its first stages over"
+    assert coconut.answering > 0
+    assert os.listdir(tmp_path) == ["estimates.json"]
+    monkeypatch.setattr("cocot.estimates.train_all", None)
+    assert estimate(make_trainings(study, arms(study, longer), tmp_path), 2, tmp_path) == [coconut, pause]
+    assert not any(training.run.path.exists() for training in first)
+
+
+def table(out: Path) -> Any:
+    """`table.json` without what depends on the clock."""
+
+    def without_time(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without_time(part) for name, part in value.items() if name != "seconds_per_question"}
+        return [without_time(part) for part in value] if isinstance(value, list) else value
+
+    return without_time(json.loads((out / "table.json").read_text()))
+
+
+def test_a_killed_study_ends_in_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL while it measures, while it trains and while it asks: the next call goes on, and trains nothing twice."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    command = ["reproduce", "prosqa", "--methods", "cot,coconut", "--problems", "40", "--jobs", "2", *TINY]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    run = RunFolder(out / "coconut/seed_0")
+    moments: list[Callable[[], bool]] = [
+        lambda: (out / ".miniatures/coconut/seed_0/metrics.jsonl").exists(),
+        lambda: len(run.read_log()) > 3,
+        lambda: len(list(run.path.glob("answers/*/*.jsonl"))) >= 2,
+    ]
+    for has_come in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cocot", *command, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 120
+        while not has_come() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the moment never came"
+    weights = [file.stat().st_mtime_ns for file in sorted(out.rglob("model/model.safetensors"))]
+    assert len(weights) == 2
+    assert main([*command, "--out", str(out)]) == 0
+    assert [file.stat().st_mtime_ns for file in sorted(out.rglob("model/model.safetensors"))] == weights
+    assert table(out) == table(tmp_path / "whole")
+    assert table(out)["rows"][1]["tests"]["balanced"]["p_values"].keys() == {"cot"}
+    assert [row["values"]["thoughts"] for row in table(out)["controls"]][-2:] == ["k=0", "k=1"]
+    assert (out / "table.md").read_text().startswith("Small model")
