@@ -123,6 +123,24 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
     assert (out / "table.json").exists()
 
 
+def test_a_finished_run_with_other_settings_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names what differs; nothing is trained, nor lost."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    recipe = write_recipe(tmp_path / "mine.yaml", tiny_config())
+    out = tmp_path / "out"
+    command = ["compare", str(recipe), "--methods", "coconut", "--problems", "4", "--out", str(out)]
+    assert main(command) == 0
+    table = (out / "table.json").read_bytes()
+    assert main([*command, "--train.learning_rate", "0.5"]) == 2
+    assert "belongs to another run: train.learning_rate was 0.003, is now 0.5" in capsys.readouterr().err
+    assert main([*command, "--jobs", "0"]) == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+    assert (out / "table.json").read_bytes() == table
+
+
 def test_the_questions_are_fresh() -> None:
     """Test problems depend on the seed alone, look like those of validation, and are none of them."""
     config = tiny_config()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from runs_support import environment
 
-from cocot.cli import main
-from cocot.comparison import make_trainings
+from cocot.cli import build_parser, main
+from cocot.comparison import compare, make_trainings
 from cocot.curriculum import METHODS
 from cocot.errors import ConfigError
 from cocot.estimates import estimate
@@ -75,6 +75,13 @@ def test_an_arm_is_what_its_axes_say() -> None:
     assert [arm.path.name for arm in arms(study.with_axis("hops", ["two"]).with_axis(SEED, [1]), [])] == ["seed_1"] * 2
 
 
+def main_error(words: list[str]) -> None:
+    """The command, its error not yet turned into a line."""
+    args = build_parser().parse_args(["reproduce", *words])
+    args.overrides = []
+    args.command(args)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -83,6 +90,13 @@ def test_an_arm_is_what_its_axes_say() -> None:
         (
             lambda: read_study("depth", "cpu").with_axis("hops", [2, 9]),
             "the study has no hops 9; choose among: 2, 3, 4, 5",
+        ),
+        (lambda: main_error(["mixing", "--methods", "cot"]), "study mixing does not compare methods"),
+        (lambda: main_error(["prosqa", "--seeds", "0"]), "--seeds and --problems must be at least 1"),
+        (lambda: main_error(["gsm8k", "--scale", "paper", "--problems", "0"]), "must be at least 1"),
+        (
+            lambda: compare(Study("demo", {METHOD: ["cot"]}, tests={}), [], Path("out")),
+            "name a file of them with --data",
         ),
         (lambda: arms(Study("demo", {METHOD: ["coconot"]}), []), "unknown method 'coconot'"),
         (lambda: arms(Study("demo", {"model.init.layer": [1]}), []), "did you mean 'model.init.layers'"),
@@ -130,7 +144,7 @@ def test_a_killed_study_ends_in_the_same_table(tmp_path: Path, monkeypatch: pyte
     out = tmp_path / "killed"
     run = RunFolder(out / "coconut/seed_0")
     moments: list[Callable[[], bool]] = [
-        lambda: (out / ".miniatures/coconut/seed_0/metrics.jsonl").exists(),
+        lambda: any(out.glob(".miniatures-*/coconut/seed_0/metrics.jsonl")),
         lambda: len(run.read_log()) > 3,
         lambda: len(list(run.path.glob("answers/*/*.jsonl"))) >= 2,
     ]

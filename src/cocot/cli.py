@@ -257,17 +257,19 @@ def _reproduce(args: argparse.Namespace) -> int:
     from cocot.report import plain, shortcuts
     from cocot.studies import METHOD, SEED, arms, read_study
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds is {args.seeds}; it must be at least 1.")
+    if args.seeds < 1 or (args.problems is not None and args.problems < 1):
+        raise ConfigError("--seeds and --problems must be at least 1.")
     study = read_study(args.study, args.scale).with_axis(SEED, range(args.seeds))
     if args.methods:
+        if METHOD not in study.axes:
+            raise ConfigError(f"study {args.study} does not compare methods; leave --methods out.")
         study = study.with_axis(METHOD, args.methods.split(","))
-    if args.problems:
+    if args.problems is not None:
         study = replace(study, num_problems=args.problems)
     out = args.out or Path("runs") / f"{args.study}_{args.scale}"
     chosen = arms(study, args.overrides)
     is_on_cpu = chosen[0].config.train.device == "cpu"
-    jobs = args.jobs or ((os.cpu_count() or 1) if is_on_cpu else 1)
+    jobs = args.jobs if args.jobs is not None else (os.cpu_count() or 1) if is_on_cpu else 1
     _hush()
     trainings = make_trainings(study, chosen, out)
     print(f"{args.study} at scale {args.scale}: {study.note}\nmeasuring every run in miniature ...", flush=True)

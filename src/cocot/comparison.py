@@ -20,7 +20,7 @@ from cocot import tasks
 from cocot.config import RunConfig
 from cocot.controls import AS_TRAINED, control_names, run_controls
 from cocot.curriculum import LATENT
-from cocot.errors import CocotError
+from cocot.errors import CocotError, ConfigError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
 from cocot.model import load
@@ -67,9 +67,12 @@ def compare(
         The content of `table.json`; `docs/reproduce.md` describes it.
 
     Raises:
+        ConfigError: there is nothing to ask.
         RunError: a training failed; its last line is in the message.
         Interrupted: a signal came; the trainings saved their state.
     """
+    if not study.tests and not test_file:
+        raise ConfigError("this study has no problems of its own to ask; name a file of them with --data.")
     tests = [_tests(study, arm, arms[0].config.seed, out, test_file) for arm in arms]
     trainings = make_trainings(study, arms, out)
     train_all(trainings, jobs)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from tempfile import mkdtemp
 
 from cocot.config import RunConfig
 from cocot.controls import control_names
@@ -29,6 +30,7 @@ from cocot.tasks.files import read_problems, write_problems
 from cocot.trainings import Training, train_all
 
 _STEPS, _EPOCHS = 8, 2
+_PLACE = ".miniatures-"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,14 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
         RunError: one of them fails, as the training itself would.
         Interrupted: a signal came.
     """
-    file, place = folder / "estimates.json", folder / ".miniatures"
+    file = folder / "estimates.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     keys = [_key(training, jobs) for training in trainings]
     new = [training for training, key in zip(trainings, keys, strict=True) if key not in known]
-    shutil.rmtree(place, ignore_errors=True)  # if a killed call left it
+    for left in folder.glob(f"{_PLACE}*"):  # by a killed call
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(mkdtemp(prefix=_PLACE, dir=folder))
     try:
         miniatures = [_miniature(training, place) for training in new]
         if miniatures:
@@ -70,7 +75,6 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
         }
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(file, known)
     return [Estimate(**known[key]) for key in keys]
 
@@ -134,16 +138,12 @@ def describe_plan(study: Study, trainings: Sequence[Training], estimates: Sequen
     for training, one in zip(trainings, estimates, strict=True):
         is_done = training.run.model.exists()
         left += [] if is_done else [one.training]
-        state = "done" if is_done else f"begins with {training.num_shared} stages of {_donor(training)}"
-        shown = state if is_done or training.donor else ""
-        rows.append((training.name, f"{num_steps(training.config):,}", f"{one.training / 60:.1f}", shown))
+        copied = f"stages copied from {training.donor.name}: {training.num_shared}" if training.donor else ""
+        state = "done" if is_done else copied
+        rows.append((training.name, f"{num_steps(training.config):,}", f"{one.training / 60:.1f}", state))
     train = max(sum(left) / jobs, max(left, default=0.0)) / 60
     ask = sum(one.answering * _num_answers(study, item) for item, one in zip(trainings, estimates, strict=True)) / 60
     return f"{align(rows)}\nabout {train + ask:.1f} minutes, {jobs} runs at a time; {ask:.1f} of them for the answers"
-
-
-def _donor(training: Training) -> str:
-    return training.donor.name if training.donor else ""
 
 
 def _num_answers(study: Study, training: Training) -> int:

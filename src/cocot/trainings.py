@@ -20,7 +20,7 @@ from types import FrameType
 from tqdm.auto import tqdm
 
 from cocot.config import RunConfig
-from cocot.errors import Interrupted, RunError
+from cocot.errors import ConfigError, Interrupted, RunError
 from cocot.plan import num_shared_stages, num_steps
 from cocot.runs import RunFolder
 
@@ -60,6 +60,14 @@ class Training:
     def num_shared(self) -> int:
         """Stages that the donor does."""
         return num_shared_stages(self.donor.config, self.config) if self.donor else 0
+
+    def is_finished(self) -> bool:
+        """Whether an earlier call did all of it; raises if that was a run with other settings."""
+        if not self.run.model.exists():
+            return False
+        self.run.open(self.config)
+        self.run.close()
+        return True
 
     def start(self, num_threads: int, lifeline: int) -> None:
         """Start the process; it stops when `lifeline`, its standard input, ends."""
@@ -116,11 +124,15 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
     """Run every training that is not done, `jobs` at a time, each with its share of the cores.
 
     Raises:
-        RunError: a training failed; its last line is in the message. The others saved their state.
+        ConfigError: `jobs` is below 1.
+        RunError: a training failed; its last line is in the message. The others saved their state. Or a run folder
+            belongs to a run with other settings.
         Interrupted: a signal came; the trainings saved their state.
     """
+    if jobs < 1:
+        raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
     num_threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, running = [item for item in trainings if not item.run.model.exists()], list[Training]()
+    waiting, running = [item for item in trainings if not item.is_finished()], list[Training]()
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
         lifeline = stack.enter_context(_lifeline())

@@ -1,0 +1,75 @@
+"""Promises of tables: a column that nobody fills is left out, every test set has its accuracy, spread is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cocot.report import cells, shortcuts, write_table
+
+
+def result(**more: Any) -> dict[str, Any]:
+    """What a test set gave."""
+    return {
+        "accuracy": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "tokens": 4.0,
+        "seconds_per_question": 0.002,
+        "problems": 1000,
+        **more,
+    }
+
+
+def test_columns_that_nobody_fills_are_left_out() -> None:
+    """A bare evaluation has neither training, nor tests against others, nor a paper."""
+    head, row = cells([{"values": {"model": "mine"}, "tests": {"test": result()}}])
+    assert head == ("model", "accuracy", "95 % interval", "tokens", "ms a question", "problems")
+    assert row == ("mine", "50.0%", "25.0% to 75.0%", "4.0", "2.00", "1,000")
+
+
+def test_a_study_shows_all_it_knows() -> None:
+    """Spread over seeds, every test set, p-values where there is a rival, the paper's figures where it has them."""
+    first = result(sd=0.0123, p_values={"cot": 0.0004, "pause_as_thought": 0.25})
+    rows = [
+        {
+            "values": {"method": "coconut", "layers": "2"},
+            "tests": {"released": first, "balanced": result(accuracy=0.25)},
+            "train_problems": 76800.0,
+            "paper": {"accuracy": 0.97, "tokens": 14.2},
+        },
+        {
+            "values": {"method": "cot", "layers": "2"},
+            "tests": {"released": result(p_values={}), "balanced": result()},
+            "train_problems": 76800.0,
+            "paper": {"accuracy": 0.775},
+        },
+    ]
+    head, coconut, cot = (dict(zip(cells(rows)[0], line, strict=True)) for line in cells(rows))
+    assert list(head)[:3] == ["method", "layers", "released: accuracy"]
+    assert coconut["released: accuracy"] == "50.0% ± 1.2"
+    assert coconut["balanced: accuracy"] == "25.0%"
+    assert (coconut["p (cot)"], coconut["p (pause)"]) == ("< 0.001", "0.250")
+    assert (cot["p (cot)"], cot["p (pause)"]) == ("", "")
+    assert (coconut["trained on"], coconut["paper"], coconut["paper's tokens"]) == ("76,800", "97.0%", "14.2")
+    assert (cot["paper"], cot["paper's tokens"]) == ("77.5%", "")
+
+
+def test_a_table_is_written_whole(tmp_path: Path) -> None:
+    """`table.json` keeps every value; `table.md` has the note, the controls, the shortcuts and the versions."""
+    rows = [{"values": {"method": "cot"}, "tests": {"test": result()}}]
+    table = {
+        "note": "Small.",
+        "rows": rows,
+        "controls": [{"values": {"method": "coconut", "thoughts": "zeros"}, "tests": {"test": result()}}],
+        "tests": {"tests/test-1a.jsonl": {"shortcut_last": 0.914}, "tests/other-2b.jsonl": {}},
+        "environment": {"commit": "abc", "versions": {"cocot": "0.1", "torch": "2"}},
+    }
+    write_table(table, tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text()) == table
+    assert shortcuts(table) == ["test-1a: shortcut last 91.4%"]
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("Small.\n\n| method | accuracy |")
+    for part in ("| coconut | zeros | 50.0% |", "- test-1a: shortcut last 91.4%", "cocot abc, torch 2.\n"):
+        assert part in text
