@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import tasks
@@ -76,7 +77,8 @@ def compare(
     tests = [_tests(study, arm, arms[0].config.seed, out, test_file) for arm in arms]
     trainings = make_trainings(study, arms, out)
     train_all(trainings, jobs)
-    answers = [_ask(training, own, study.controls) for training, own in zip(trainings, tests, strict=True)]
+    pairs = tqdm(list(zip(trainings, tests, strict=True)), desc="answers", unit="run")
+    answers = [_ask(training, own, study.controls) for training, own in pairs]
     sets = {path: problems for own in tests for path, problems in own.values()}
     task = tasks.get(arms[0].config.data.task)
     table = {

@@ -27,7 +27,7 @@ Read next: `problem.py` (the values made here), `prosqa.py` (the sister task).
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
@@ -59,8 +59,10 @@ _FAMILIES = [
 ]
 # How often a rule says "not", as counted in 10,000 problems of the public generator.
 _NEGATED_END, _NEGATED_CHAIN, _NEGATED_ELSE = 0.467, 0.275, 1 / 3
-_RULE = re.compile(r"(\w+) (?:(?:is|are) )?(not[ -])?(?:an? )?(\w+)(?:\.| ;)")
-_QUERY = re.compile(r"True or false: \w+ is (not )?(\w+)\.$|(?:\S+ False ; )?(not-)?(\w+) True ;")
+_NUM_SYMBOLS = 30  # as many as the concepts and properties of the largest problem
+_RULE = re.compile(r"(?:(?:Each|Every) (\w+) is|(\w+) are) (not )?(?:an? )?(\w+)")
+_QUERY = re.compile(r"True or false: \w+ is (not )?(\w+)\.$")
+_SYMBOLIC_RULE = re.compile(r"(\w+) (\w+) ;")
 
 
 class _Rule(NamedTuple):
@@ -70,22 +72,12 @@ class _Rule(NamedTuple):
     is_negated: bool
     predicate: str
 
-    def symbols(self) -> str:
-        """What follows from the subject stands next to it."""
-        return f"{self.subject} {_symbol(self.predicate, self.is_negated)} ;"
-
     def sentence(self, rng: Random) -> str:
         """One of the three ways to say it."""
         negation = "not " if self.is_negated else ""
         if rng.random() < 0.5:
             return f"{_plural(self.subject).capitalize()} are {negation}{_plural(self.predicate)}."
         return f"{rng.choice(('Each', 'Every'))} {self.subject} is {negation}{_with_article(self.predicate)}."
-
-
-def _symbol(word: str, is_negated: bool) -> str:
-    """A token; a property goes by its family, of which a problem has one: few tokens are sooner learned."""
-    word = next((family[0] for family in _FAMILIES if word in family), word)
-    return f"not-{word}" if is_negated else word
 
 
 def _plural(word: str) -> str:
@@ -204,17 +196,20 @@ def _sentences(rng: Random, ontology: _Ontology) -> Problem:
 
 
 def _symbols(rng: Random, ontology: _Ontology) -> Problem:
-    end, is_true = ontology.proof[-1], rng.random() < 0.5
-    # The query is two further rules, "the one means True, the other False": so an answer is a look-up like any other.
-    verdicts = [
-        _Rule(_symbol(end.predicate, end.is_negated == is_met), False, str(is_met == is_true))
-        for is_met in (True, False)
-    ]
-    steps = [rule.symbols() for rule in (*ontology.proof, verdicts[0])]
-    rules = [*steps[:-1], *(rule.symbols() for rule in ontology.others)]
+    numbers = iter(rng.sample(range(_NUM_SYMBOLS), _NUM_SYMBOLS))
+    names = defaultdict[tuple[str, bool], str](lambda: str(next(numbers)))  # of a word, and of its negation
+
+    def symbols(rule: _Rule) -> str:
+        return f"{names[rule.subject, False]} {names[rule.predicate, rule.is_negated]} ;"
+
+    proof, others = ([symbols(rule) for rule in rules] for rules in (ontology.proof, ontology.others))
+    rules = [*proof, *others]
     rng.shuffle(rules)
-    query = [rule.symbols() for rule in rng.sample(verdicts, 2)]
-    return Problem(" ".join([*rules, *query, "?", ontology.start]), tuple(steps), str(is_true))
+    # The query is two further rules, "the one means True, the other False": so an answer is a look-up like any other.
+    end, is_true = ontology.proof[-1], rng.random() < 0.5
+    verdicts = [f"{names[end.predicate, end.is_negated == is_met]} {is_met == is_true} ;" for is_met in (True, False)]
+    question = [*rules, *rng.sample(verdicts, 2), "?", names[ontology.start, False]]
+    return Problem(" ".join(question), (*proof, verdicts[0]), str(is_true))
 
 
 _RENDERINGS = {"sentences": _sentences, "symbolic": _symbols}
@@ -235,40 +230,43 @@ def from_example(example: Mapping[str, Any]) -> Problem:
     return Problem(f"{question} {query}", tuple(pairs), str(answer))
 
 
+def _claims(question: str) -> list[tuple[str, bool]]:
+    """The rules about the property asked for: the concept each is about, and whether to believe it is to say True."""
+    rules = _SYMBOLIC_RULE.findall(question)
+    verdicts = {symbol: word == "True" for symbol, word in rules if word in ("True", "False")}
+    if verdicts:
+        return [(concept, verdicts[symbol]) for concept, symbol in rules if symbol in verdicts]
+    query = _QUERY.search(question)
+    about = [rule for rule in _RULE.finditer(question) if query and rule[4] == query[2]]
+    return [
+        ((rule[1] or rule[2].removesuffix("es")).lower(), bool(rule[3]) == bool(query[1])) for rule in about if query
+    ]
+
+
 def _statistics(index: int, problem: Problem) -> dict[str, float]:
     """The row of one problem; `ProntoQA.report` averages them."""
-    query = _QUERY.search(problem.question)
-    text = problem.question[: query.start()] if query else ""
-    is_negated, asked = (bool(query[1] or query[3]), query[2] or query[4]) if query else (False, "")
-    about = [rule for rule in _RULE.finditer(text) if rule[3] == asked]
-    if query is None or len(about) != 2 or problem.answer not in ("True", "False"):
+    claims, is_true = _claims(problem.question), problem.answer == "True"
+    if len(claims) != 2 or problem.answer not in ("True", "False"):
         raise DataError(
             f"problem {index} ({problem.question[:40]!r}...) is not of ProntoQA's form: rules, two of them about the "
             "property asked for, then 'True or false: ...'. Report on generated or published problems only."
         )
-    words = Counter(re.findall(r"[a-z]+", problem.question.lower()))
-
-    def mentions(rule: re.Match[str]) -> int:
-        concept = rule[1].lower().removesuffix("es")
-        return words[concept] + words[f"{concept}es"]
-
-    def believes(rule: re.Match[str]) -> float:
-        return float((problem.answer == "True") == (bool(rule[2]) == is_negated))
-
-    num_negations = len(re.findall(r"\bnot\b", text)) + is_negated
-    better_known = sorted(about, key=mentions)
-    tied = mentions(about[0]) == mentions(about[1])
+    words = Counter(re.findall(r"\w+", problem.question.lower()))
+    mentions = [words[concept] + words[f"{concept}es"] for concept, _ in claims]
+    beliefs = [float(is_true == says_true) for _, says_true in claims]
+    query = _QUERY.search(problem.question)
+    num_negations = words["not"]
     return {
         "sentences": len(re.findall(r"\.| ;", problem.question)),
         "question_words": len(problem.question.split()),
         "chain_words": len(" ".join(problem.steps).split()),
         "steps": len(problem.steps),
-        "answer_true": problem.answer == "True",
-        "query_negated": is_negated,
+        "answer_true": is_true,
+        "query_negated": bool(query and query[1]),
         "negations": num_negations,
-        "shortcut_even_negations": float((problem.answer == "True") == (num_negations % 2 == 0)),
-        "shortcut_last_mentioned": believes(about[1]),
-        "shortcut_better_known": 0.5 if tied else believes(better_known[1]),
+        "shortcut_even_negations": float(is_true == (num_negations % 2 == 0)),
+        "shortcut_last_mentioned": beliefs[1],
+        "shortcut_better_known": 0.5 if mentions[0] == mentions[1] else beliefs[mentions[1] > mentions[0]],
     }
 
 
@@ -297,7 +295,8 @@ class ProntoQA:
                 the fact about its entity the question says nothing about the answer).
             hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3. Of several,
                 each problem draws one.
-            rendering: `sentences` (the published format) or `symbolic` (one token a word, the entity's concept last).
+            rendering: `sentences` (the published format) or `symbolic` (a number for every concept and property, the
+                entity's concept last).
             distractors: Whether rules stand about that lead nowhere; without them every rule but the opposite one (and
                 the chain that leads to it) belongs to the proof.
             **settings: Refused.
