@@ -16,13 +16,13 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
-    ("tasks.problem", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
+    ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "config", "recipe_files", "plan", "studies"),
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
-    ("evaluation", "controls"),
-    ("report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
+    ("evaluation", "controls", "search"),
+    ("trees", "report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),
 )

@@ -13,6 +13,7 @@ from runs_support import cocot, environment, tiny_config, write_recipe
 
 from cocot.cli import main
 from cocot.recipe_files import field_names, shipped_recipes
+from cocot.search import Search
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.prosqa import ProsQA
 from cocot.training import train
@@ -42,14 +43,14 @@ def test_help_answers_at_once() -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, check=False, env=environment(), timeout=60
     )
     assert done.returncode == 0
-    for command in ("train", "compare", "eval", "ask", "data", "recipes", "env"):
+    for command in ("train", "compare", "reproduce", "eval", "probe", "ask", "data", "recipes", "env"):
         assert f"\n    {command} " in done.stdout
     assert "'argparse'" in done.stdout
     assert "'torch'" not in done.stdout
     assert "'transformers'" not in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "eval", "ask", "data", "recipes", "env"])
+@pytest.mark.parametrize("command", ["train", "compare", "reproduce", "eval", "probe", "ask", "data", "recipes", "env"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`cocot COMMAND --help` exits with 0 and begins with how to call it."""
     with pytest.raises(SystemExit) as caught:
@@ -143,6 +144,28 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert [record["question"] for record in ours] == [problem.question for problem in problems]
     assert [{**record, "seconds": 0} for record in ours] == [{**record, "seconds": 0} for record in theirs]
     assert {record["num_thoughts"] for record in ours} == {1}
+
+
+def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`cocot probe` writes a search, prints how the next step is shared out, and draws the tree that is asked for."""
+    command = ["probe", trained, "-n", 6, "--seed", 1, "--max-new-tokens", 5, "--out", tmp_path / "search", *SMALL]
+    code, out, _ = run([*command, "--show", 5], capsys)
+    assert code == 0
+    search = Search.read(tmp_path / "search")
+    problems = ProsQA().generate(6, seed=1, mode="balanced", rendering="symbolic", layers=2, width=1)
+    assert search.problems == problems
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["thoughts", "0", "1"]
+    assert float(lines[1].split()[2]) == pytest.approx(search.masses(0)["frontier"].mean(), abs=1e-3)
+    assert f"problem 5: {problems[5].question}"[:60] in out
+    assert lines[-1] == f"search: {tmp_path / 'search'}"
+    for words, message in (
+        (["--show", 6], "--show 6: the problems are 0 to 5"),
+        (["-n", 0], "no problems"),
+        (["--task", "gsm8k"], "unknown GSM8k setting"),
+    ):
+        code, _, err = run([*command, *words], capsys)
+        assert (code, message in err) == (2, True), err
 
 
 def test_eval_with_controls(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `cocot train | eval | ask | compare | reproduce | data | bench | recipes | env`.
+"""The command line: `cocot train | eval | ask | probe | compare | reproduce | data | bench | recipes | env`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
 code 2; an interrupt saves the state and exits with 130.
@@ -131,6 +131,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
     sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
 
+    sub = add("probe", _probe, "what a model thinks of every node of a search, thought by thought")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("--task", default="prosqa")
+    sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
+    sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
+    sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
+    _add_problem_arguments(sub, count=200)
+
     sub = add("data", _data, "make problems, with their statistics")
     sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
     sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
@@ -152,7 +162,7 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     """Where problems come from: a file, or the task's generator."""
     source = parser.add_argument_group("problems")
     source.add_argument("--data", type=Path, help="file of problems, or hub:NAME:SPLIT; otherwise they are generated")
-    source.add_argument("--count", type=int, default=count, help="how many to generate (default: %(default)s)")
+    source.add_argument("-n", "--count", type=int, default=count, help="how many to generate (default: %(default)s)")
     source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
     source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
@@ -355,6 +365,36 @@ def _ask(args: argparse.Namespace) -> int:
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )[0]
     print(f"[{given.num_tokens} tokens, {given.num_thoughts} of them thoughts]", file=sys.stderr)
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from cocot import tasks
+    from cocot.model import load
+    from cocot.report import mass_table
+    from cocot.search import probe_search
+    from cocot.trees import draw_tree
+
+    _hush()
+    problems = _problems(args)
+    if args.show is not None and not 0 <= args.show < len(problems):
+        raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
+    model, tokenizer = load(args.model)
+    search = probe_search(
+        model,
+        tokenizer,
+        tasks.get(args.task),
+        problems,
+        num_thoughts=args.thoughts,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+    )
+    out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
+    search.write(out)
+    print(mass_table(search))
+    if args.show is not None:
+        draw_tree(search, args.show)
+    print(f"search: {out}")
     return 0
 
 

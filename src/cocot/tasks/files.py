@@ -118,7 +118,7 @@ def _problem(item: Any, where: str) -> Problem:
         published = _published(item)
     except ValueError as error:
         raise DataError(f"{where}: {error}.") from error
-    return _own({**published.to_json(), "steps": list(published.steps)} if published else item, where)
+    return problem_of({**published.to_json(), "steps": list(published.steps)} if published else item, where)
 
 
 def _published(item: Any) -> Problem | None:
@@ -135,7 +135,12 @@ def _published(item: Any) -> Problem | None:
     return None
 
 
-def _own(item: Any, where: str) -> Problem:
+def problem_of(item: Any, where: str) -> Problem:
+    """The problem of an object in our own form, or the original project's.
+
+    Raises:
+        DataError: it is of another form; the message begins with `where`.
+    """
     if not isinstance(item, dict):
         raise DataError(f"{where}: got {type(item).__name__}, not an object. {_FORMAT}")
     for name in ("question", "answer"):

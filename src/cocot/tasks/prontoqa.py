@@ -8,7 +8,8 @@ property. The texts are like those of the public generator (PrOntoQA, arXiv 2210
 order, no examples in the prompt), which the Coconut paper used with 5 hops.
 
 Those texts have a shortcut that follows no rule: the distracting rule's concept occurs nowhere else, so "believe the
-rule whose concept is better known" is always right. Mode `balanced` closes it.
+rule whose concept is better known" is always right. Mode `balanced` closes it. A rendering writes a problem down:
+`sentences`, or `symbolic` for models too small to read them.
 
 Example:
     >>> from cocot.tasks.prontoqa import ProntoQA

@@ -1,0 +1,224 @@
+"""The search inside a model: how likely each node of a problem's graph is as the next step after k = 0 ... K thoughts.
+
+In: a model, a tokenizer, problems with graphs. Out: a `Search`: labelled arrays, and what the model writes from there.
+
+    search = probe_search(model, tokenizer, task, problems)
+    search.write("runs/demo/coconut/search")
+    search.values[1][search.is_reachable].mean()       # after one thought
+
+On disk a `Search` is a folder: `nodes.safetensors` (one entry a node of any problem) and `search.json`. In two lines:
+
+    nodes = safetensors.numpy.load_file("search/nodes.safetensors")
+    texts = json.load(open("search/search.json"))
+
+Source: arXiv 2412.06769, section 5.
+Read next: `probing.py` (probabilities of texts), `tasks/graphs.py` (depth and height).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocot.curriculum import encode_question
+from cocot.errors import DataError, RunError
+from cocot.evaluation import evaluate
+from cocot.model import thought_settings
+from cocot.probing import continuation_log_probs
+from cocot.runs import replaced, write_json
+from cocot.tasks.files import problem_of
+from cocot.tasks.graphs import depths, heights, mentioned
+from cocot.tasks.problem import Graph, Problem, Task
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a model holds likely, by thought and node.
+
+    Attributes:
+        values: Probability of the node as the next step, (thoughts + 1, nodes), float32. Row k is after k thoughts.
+        problem: Index of the node's problem, (nodes,), int32.
+        node: The node's id in its problem's graph, (nodes,), int32.
+        depth: Steps from the root, -1 where it does not lead, (nodes,), int32.
+        height_shortest: Fewest steps down to a leaf, (nodes,), int32: one of the paper's two definitions.
+        height_longest: Most steps down to a leaf, (nodes,), int32: the other one.
+        problems: The problems.
+        outputs: Text that the model writes after k thoughts, by k and problem.
+        correct: Whether that text ends in the right answer, (thoughts + 1, problems).
+    """
+
+    values: NDArray[np.float32]
+    problem: NDArray[np.int32]
+    node: NDArray[np.int32]
+    depth: NDArray[np.int32]
+    height_shortest: NDArray[np.int32]
+    height_longest: NDArray[np.int32]
+    problems: list[Problem]
+    outputs: list[list[str]]
+    correct: NDArray[np.bool_]
+
+    @property
+    def is_reachable(self) -> NDArray[np.bool_]:
+        """Whether the root leads to the node; not so the root itself, (nodes,)."""
+        return self.depth > 0
+
+    def masses(self, k: int) -> dict[str, NDArray[np.float64]]:
+        """How the probability of the next step is shared out after k thoughts, by problem.
+
+        Only problems that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps below the
+        root, which the next step can name; `reachable`, other nodes below it; `elsewhere`, all other nodes; `no node`.
+        """
+        goes_on = np.array([len(problem.steps) > k for problem in self.problems])
+        is_frontier = self.depth == max(1, k)
+        parts = {
+            "frontier": is_frontier,
+            "reachable": self.is_reachable & ~is_frontier,
+            "elsewhere": ~self.is_reachable,
+        }
+        sums = {
+            name: np.bincount(self.problem, self.values[k] * part, len(self.problems))[goes_on]
+            for name, part in parts.items()
+        }
+        return {**sums, "no node": 1 - np.sum(list(sums.values()), axis=0)}
+
+    def write(self, folder: str | Path) -> None:
+        """Write the two files; an older search there is replaced once the new one is whole."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        texts = {"problems": [item.to_json() for item in arrays.pop("problems")], "outputs": arrays.pop("outputs")}
+        with replaced(Path(folder)) as place:
+            save_file(arrays, place / "nodes.safetensors")
+            write_json(place / "search.json", {"schema": SCHEMA, **texts})
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Search:
+        """What `write` wrote.
+
+        Raises:
+            RunError: there is no search in the folder, or another version of cocot wrote it.
+        """
+        file = Path(folder) / "search.json"
+        if not file.is_file():
+            raise RunError(f"{folder} holds no search.json; make one with `cocot probe`.")
+        texts = json.loads(file.read_text(encoding="utf-8"))
+        if texts["schema"] != SCHEMA:
+            raise RunError(
+                f"{file} is of schema {texts['schema']}, and this version reads {SCHEMA}; run `cocot probe` again."
+            )
+        problems = [problem_of(item, f"{file}, problem {index}") for index, item in enumerate(texts["problems"])]
+        return cls(**load_file(file.with_name("nodes.safetensors")), problems=problems, outputs=texts["outputs"])
+
+
+def probe_search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    num_thoughts: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = 64,
+) -> Search:
+    """Measure every node of every problem after k = 0 ... K thoughts.
+
+    The model switches to words after k thoughts. What it would write next is the next step; its text before the name of
+    a node is given (`Every`, say), and the value of a node is the probability of its name there: the product over the
+    name's tokens. Without thoughts that is the first step's end (its beginning is the root), after k thoughts the
+    beginning of step k + 1, so row k is about the nodes max(1, k) steps below the root. Where a problem has fewer
+    steps, the text of its last step is given.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        task: Grades the answers.
+        problems: Problems with graphs and steps.
+        num_thoughts: K; None for as many as the model was trained with.
+        batch_size: Problems a batch.
+        max_new_tokens: Longest text after the thoughts, in tokens.
+
+    Raises:
+        DataError: there are no problems, or one has no graph or no steps, or its graph has a cycle.
+        ModelError: the model was not given thoughts.
+    """
+    if not problems:
+        raise DataError("there are no problems to probe.")
+    count = thought_settings(model).num_thoughts if num_thoughts is None else num_thoughts
+    graphs = [_graph(index, problem) for index, problem in enumerate(problems)]
+    values, outputs, correct = [], [], []
+    for k in range((count or 0) + 1):
+        values.append(_values(model, tokenizer, problems, graphs, k, batch_size))
+        records = evaluate(
+            model, tokenizer, task, problems, num_thoughts=k, batch_size=batch_size, max_new_tokens=max_new_tokens
+        )
+        outputs.append([record.output for record in records])
+        correct.append([record.is_correct for record in records])
+    sizes = [len(graph.symbols) for graph in graphs]
+    return Search(
+        values=np.stack(values),
+        problem=np.repeat(np.arange(len(problems), dtype=np.int32), sizes),
+        node=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+        depth=np.array([depth for graph in graphs for depth in depths(graph)], dtype=np.int32),
+        height_shortest=np.array([height for graph in graphs for height in heights(graph, min)], dtype=np.int32),
+        height_longest=np.array([height for graph in graphs for height in heights(graph, max)], dtype=np.int32),
+        problems=list(problems),
+        outputs=outputs,
+        correct=np.array(correct),
+    )
+
+
+def _graph(index: int, problem: Problem) -> Graph:
+    if problem.graph is None or not problem.steps:
+        raise DataError(
+            f"problem {index} ({problem.question[:40]!r}...) has no {'steps' if problem.graph else 'graph'}; "
+            "the search can be looked at on problems with both, such as those of prosqa."
+        )
+    return problem.graph
+
+
+def _values(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    graphs: Sequence[Graph],
+    k: int,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """Row k of `Search.values`."""
+    settings = thought_settings(model)
+    was_training = model.training
+    model.eval()
+    rows = []
+    for start in range(0, len(problems), batch_size):
+        prompts, names = [], []
+        for problem, graph in zip(problems[start : start + batch_size], graphs[start:], strict=False):
+            before, texts = _names(problem, graph, k, tokenizer)
+            prompts.append([*encode_question(problem.question, k, settings, tokenizer), *before])
+            names.append(texts)
+        rows += continuation_log_probs(model, prompts, names)
+    model.train(was_training)
+    return torch.cat(rows).exp().cpu().numpy().astype(np.float32)
+
+
+def _names(
+    problem: Problem, graph: Graph, k: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the text before a node's name in the next step, and of every node's name there."""
+    step = problem.steps[min(k, len(problem.steps) - 1)]
+    places = mentioned(graph, step)
+    which = 1 if k == 0 else 0
+    if len(places) <= which:
+        raise DataError(f"step {step!r} does not name two nodes of its problem's graph.")
+    before = step[: places[which].start]
+    given = tokenizer.encode(before.rstrip(), add_special_tokens=False) if before.strip() else []
+    texts = [tokenizer.encode(before + name, add_special_tokens=False)[len(given) :] for name in graph.symbols]
+    return given, texts

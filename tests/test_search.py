@@ -1,0 +1,212 @@
+"""Promises of `search`: every node's probability is that of the definition; a folder gives back what was written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from rich.console import Console
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from cocot import tasks
+from cocot.config import InitConfig
+from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings, encode_question
+from cocot.errors import DataError, RunError
+from cocot.model import give_thoughts
+from cocot.scratch import build_model, build_tokenizer
+from cocot.search import Search, probe_search
+from cocot.tasks.graphs import depths, heights, mentioned
+from cocot.tasks.problem import Graph, Problem
+from cocot.trees import draw_tree
+
+TASK = tasks.get("prosqa")
+# Largest difference allowed to a probability. Measured, worst of this file: 6.0e-8.
+TOLERANCE = 1e-6
+INIT = InitConfig("llama", layers=2, width=32, heads=2, embedding_std=0.5, settings={"intermediate_size": 64})
+DIAMOND = Graph(("a", "b", "bb", "c", "d", "e"), ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (0, 4)), 0, 4, 5)
+
+
+def subwords(problems):
+    """A byte-level BPE, as GPT-2's: a name takes several tokens, the first with its blank."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator((problem.question for problem in problems), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
+    )
+
+
+def made(rendering, count=4):
+    return TASK.generate(count, seed=3, mode="balanced", rendering=rendering, layers=[1, 2], width=2)
+
+
+def thinker(tokenizer, num_thoughts=2):
+    set_seed(0)
+    model = give_thoughts(build_model(INIT, tokenizer), tokenizer)
+    latent = tokenizer.convert_tokens_to_ids(LATENT)
+    model.config.thoughts = ThoughtSettings(latent, LATENT, num_thoughts, start_marker=False).to_json()
+    return model.eval()
+
+
+def next_names(problem, k):
+    """Independently of `search`: the text before the next step's node, by what a rendering's steps look like."""
+    step = problem.steps[min(k, len(problem.steps) - 1)]
+    words = step.split()
+    if words[-1] == ";":
+        return words[0] if k == 0 else ""
+    return " ".join(words[:-1]) if k == 0 else "Every" if words[0] == "Every" else ""
+
+
+@pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
+@pytest.mark.parametrize("make_tokenizer", [build_tokenizer, subwords])
+def test_values_are_those_of_the_definition(rendering, make_tokenizer):
+    """For every k and node: the product of the slow oracle's probabilities of its tokens, after the same text."""
+    problems = made(rendering)
+    tokenizer = make_tokenizer(problems)
+    model = thinker(tokenizer)
+    search = probe_search(model, tokenizer, TASK, problems, batch_size=3, max_new_tokens=4)
+    bare = build_model(INIT, tokenizer)
+    bare.resize_token_embeddings(len(tokenizer))
+    bare.load_state_dict(model.state_dict())
+    settings = ThoughtSettings(**model.config.thoughts)
+    lengths = set()
+    for k in range(3):
+        values = []
+        for problem in problems:
+            lead = next_names(problem, k)
+            before = tokenizer.encode(lead, add_special_tokens=False) if lead else []
+            prompt = [*encode_question(problem.question, k, settings, tokenizer), *before]
+            for name in problem.graph.symbols:
+                ids = tokenizer.encode(f" {name}" if lead else name, add_special_tokens=False)
+                lengths.add(len(ids))
+                values.append(np.exp(reference.log_probability(bare.eval(), prompt, ids, settings.latent_id)))
+        assert search.values[k] == pytest.approx(values, abs=TOLERANCE)
+        assert np.std(values) > 100 * TOLERANCE
+    assert (max(lengths) > 1) == (make_tokenizer is subwords and rendering == "sentences")
+
+
+def test_nodes_are_labelled():
+    """Problem, node, depth and both heights, in the order of the problems and their nodes."""
+    problems = made("symbolic")
+    tokenizer = build_tokenizer(problems)
+    search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, num_thoughts=1, max_new_tokens=4)
+    assert search.values.shape == (2, sum(len(problem.graph.symbols) for problem in problems))
+    assert search.correct.shape == (2, len(problems))
+    assert [len(row) for row in search.outputs] == [len(problems)] * 2
+    for index, problem in enumerate(problems):
+        own = search.problem == index
+        assert list(search.node[own]) == list(range(len(problem.graph.symbols)))
+        assert list(search.depth[own]) == depths(problem.graph)
+        assert list(search.height_longest[own]) == heights(problem.graph, max)
+        assert list(search.height_shortest[own]) == heights(problem.graph, min)
+        assert search.depth[own][problem.graph.target] == len(problem.steps)
+    assert list(search.is_reachable) == [depth > 0 for depth in search.depth]
+
+
+def test_depth_and_both_heights():
+    """A graph where the two heights differ, with a node that the root does not lead to."""
+    assert depths(DIAMOND) == [0, 1, 1, 2, 1, -1]
+    assert heights(DIAMOND, min) == [1, 2, 2, 1, 0, 0]
+    assert heights(DIAMOND, max) == [3, 2, 2, 1, 0, 0]
+    with pytest.raises(DataError, match="has a cycle"):
+        heights(replace(DIAMOND, edges=(*DIAMOND.edges, (4, 0))), max)
+
+
+def test_names_are_found_as_whole_words():
+    """Neither a part of a word nor the beginning of a longer name is a node."""
+    assert [(place.start, place.node) for place in mentioned(DIAMOND, "Every bb is a b, not abc.")] == [
+        (6, 2),
+        (12, 0),
+        (14, 1),
+    ]
+
+
+def test_a_folder_gives_back_what_was_written(tmp_path: Path):
+    """Every array and text; also by the two lines of the module's documentation; another schema is refused."""
+    problems = made("sentences")
+    tokenizer = build_tokenizer(problems)
+    search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, num_thoughts=1, max_new_tokens=4)
+    for _ in range(2):
+        search.write(tmp_path / "search")
+    again = Search.read(tmp_path / "search")
+    for field in fields(Search):
+        assert np.array_equal(getattr(again, field.name), getattr(search, field.name)), field.name
+    nodes = load_file(tmp_path / "search" / "nodes.safetensors")
+    texts = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert nodes["values"].shape == search.values.shape
+    assert texts["problems"][0]["question"] == problems[0].question
+    (tmp_path / "search" / "search.json").write_text(json.dumps({**texts, "schema": 99}))
+    with pytest.raises(RunError, match=r"of schema 99, and this version reads 1; run `cocot probe` again"):
+        Search.read(tmp_path / "search")
+    with pytest.raises(RunError, match=r"holds no search.json; make one with `cocot probe`"):
+        Search.read(tmp_path)
+
+
+def test_problems_that_cannot_be_probed_are_refused():
+    """No problems, no graph, no steps, a step that names no nodes: each says so."""
+    problems = made("symbolic")
+    tokenizer = build_tokenizer(problems)
+    model = thinker(tokenizer)
+    (story,) = tasks.get("gsm8k").generate(1, seed=0)
+    for bad, message in (
+        ([], "no problems to probe"),
+        ([problems[0], story], "problem 1 .* has no graph"),
+        ([replace(problems[0], steps=())], "problem 0 .* has no steps"),
+        ([replace(problems[0], steps=(";",))], "does not name two nodes"),
+    ):
+        with pytest.raises(DataError, match=message):
+            probe_search(model, tokenizer, TASK, bad, max_new_tokens=4)
+    assert isinstance(problems[0], Problem)
+
+
+def test_masses_share_out_the_next_step():
+    """The parts add up to one, problems without a step to go are left out, and the frontier is where the step leads."""
+    problems = made("symbolic", 6)
+    tokenizer = build_tokenizer(problems)
+    search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, max_new_tokens=4)
+    longest = max(len(problem.steps) for problem in problems)
+    for k in range(3):
+        masses = search.masses(k)
+        assert len(masses["frontier"]) == sum(len(problem.steps) > k for problem in problems)
+        assert sum(masses.values()) == pytest.approx(1)
+    assert longest == 2
+    assert len(search.masses(2)["frontier"]) == 0
+    sure = replace(search, values=(search.depth == 1).astype(np.float32)[None] / 4)
+    per_problem = [sum(depth == 1 for depth in depths(problem.graph)) / 4 for problem in problems]
+    assert sure.masses(0)["frontier"] == pytest.approx(per_problem)
+    assert sure.masses(0)["elsewhere"] == pytest.approx(0)
+
+
+def test_a_tree_shows_every_node(capsys):
+    """Each node stands there with its probability after every k, below each of its parents; the texts in the end."""
+    problem = Problem("? <b>[red]", ("a b", "b c"), "d", DIAMOND)
+    values = np.linspace(0, 0.5, 12, dtype=np.float32).reshape(2, 6)
+    nodes = np.arange(6, dtype=np.int32)
+    measures = [
+        np.array(found, dtype=np.int32) for found in (depths(DIAMOND), heights(DIAMOND, min), heights(DIAMOND, max))
+    ]
+    search = Search(
+        values, np.zeros(6, np.int32), nodes, *measures, [problem], [["b c"], ["[bold]d"]], np.array([[False], [True]])
+    )
+    draw_tree(search, 0, Console(width=100))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "problem 0: ? <b>[red]"
+    named = [line.strip("│├└─ ").split()[0] for line in lines[1:]]
+    assert named[:10] == ["a", "b", "c", "d", "bb", "c", "d", "d", "where", "e"]
+    assert lines[2].endswith("0.05 0.32")
+    assert "d (answer)" in lines[4]
+    assert "e (other option)" in lines[10]
+    assert lines[-2:] == ["after 0 thoughts: b c  [wrong]", "after 1 thoughts: [bold]d  [right]"]
