@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def test_help_answers_at_once() -> None:
     )
     assert done.returncode == 0
     for command in ("train", "compare", "reproduce", "eval", "probe", "ask", "data", "recipes", "env"):
-        assert f"\n    {command} " in done.stdout
+        assert re.search(rf"^    {command}\s", done.stdout, re.MULTILINE)
     assert "'argparse'" in done.stdout
     assert "'torch'" not in done.stdout
     assert "'transformers'" not in done.stdout
