@@ -21,7 +21,7 @@ FLOORS = (
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
-    ("evaluation", "controls", "search"),
+    ("process", "evaluation", "controls", "search"),
     ("trees", "report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),

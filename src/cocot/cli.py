@@ -371,7 +371,7 @@ def _ask(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> int:
     from cocot import tasks
     from cocot.model import load
-    from cocot.report import mass_table
+    from cocot.report import category_table, mass_table
     from cocot.search import probe_search
     from cocot.trees import draw_tree
 
@@ -391,7 +391,7 @@ def _probe(args: argparse.Namespace) -> int:
     )
     out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
     search.write(out)
-    print(mass_table(search))
+    print(f"where the next step can lead\n{mass_table(search)}\n\nwhat is written\n{category_table(search)}\n")
     if args.show is not None:
         draw_tree(search, args.show)
     print(f"search: {out}")

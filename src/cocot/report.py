@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cocot.plan import align
+from cocot.process import CATEGORIES
 from cocot.runs import write_json, write_text
 
 Row = dict[str, Any]
@@ -119,6 +120,19 @@ def mass_table(search: Any) -> str:
         masses = search.masses(k)
         parts = (_mean(part) for part in masses.values())
         rows.append((str(k), f"{len(masses['frontier']):,}", *parts, f"{search.correct[k].mean():.1%}"))
+    return align(rows)
+
+
+def category_table(search: Any) -> str:
+    """The share of each of the paper's categories of outputs after each number of thoughts, for a terminal.
+
+    Args:
+        search: A `cocot.search.Search`.
+    """
+    rows: list[tuple[str, ...]] = [("thoughts", *CATEGORIES)]
+    for k in range(len(search.values)):
+        found = search.categories(k)
+        rows.append((str(k), *(f"{found.count(name) / len(found):.1%}" for name in CATEGORIES)))
     return align(rows)
 
 

@@ -34,6 +34,7 @@ from cocot.errors import DataError, RunError
 from cocot.evaluation import evaluate
 from cocot.model import thought_settings
 from cocot.probing import continuation_log_probs
+from cocot.process import categorise
 from cocot.runs import replaced, write_json
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned
@@ -91,6 +92,11 @@ class Search:
             for name, part in parts.items()
         }
         return {**sums, "no node": 1 - np.sum(list(sums.values()), axis=0)}
+
+    def categories(self, k: int) -> list[str]:
+        """The paper's category of each problem's output after k thoughts; see `process.py`."""
+        given = zip(self.problems, self.outputs[k], self.correct[k], strict=True)
+        return [categorise(problem, output, k, bool(is_correct)) for problem, output, is_correct in given]
 
     def write(self, folder: str | Path) -> None:
         """Write the two files; an older search there is replaced once the new one is whole."""
