@@ -18,6 +18,7 @@ from cocot import tasks
 from cocot.config import InitConfig
 from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings, encode_question
 from cocot.errors import DataError, RunError
+from cocot.generation import ThoughtRecorder, answer
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.search import Search, probe_search
@@ -116,6 +117,33 @@ def test_nodes_are_labelled():
     assert list(search.is_reachable) == [depth > 0 for depth in search.depth]
 
 
+def test_thoughts_are_kept_and_read():
+    """The thoughts are what is fed back; the head's likeliest tokens, the lengths and the cosines are theirs."""
+    problems = made("symbolic")
+    tokenizer = build_tokenizer(problems)
+    model = thinker(tokenizer)
+    search = probe_search(model, tokenizer, TASK, problems, batch_size=3, max_new_tokens=4)
+    for index, problem in enumerate(problems):
+        fed = ThoughtRecorder(1)
+        answer(model, tokenizer, [problem.question], 2, 4, edit_thought=fed)
+        own = search.thoughts[index]
+        assert own == pytest.approx(fed.thoughts[0].numpy(), abs=1e-5)
+        logits = own @ model.get_output_embeddings().weight.detach().numpy().T
+        likeliest = [tokenizer.decode([token]) for token in logits.argmax(-1)]
+        assert [texts[0] for texts in search.nearest[index]] == likeliest
+        assert search.nearest_values[index].max(-1) == pytest.approx(
+            np.exp(logits).max(-1) / np.exp(logits).sum(-1), rel=1e-3
+        )
+        assert search.norms[index] == pytest.approx(np.sqrt((own**2).sum(-1)), rel=1e-5)
+        first, second = own
+        assert search.cosines[index] == pytest.approx(
+            [first @ second / np.sqrt(first @ first * (second @ second))], rel=1e-4
+        )
+    in_words = probe_search(model, tokenizer, TASK, problems, num_thoughts=0, max_new_tokens=4)
+    assert in_words.thoughts.shape[:2] == (4, 0)
+    assert in_words.nearest == [[]] * 4
+
+
 def test_depth_and_both_heights():
     """A graph where the two heights differ, with a node that the root does not lead to."""
     assert depths(DIAMOND) == [0, 1, 1, 2, 1, -1]
@@ -144,7 +172,7 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path):
     again = Search.read(tmp_path / "search")
     for field in fields(Search):
         assert np.array_equal(getattr(again, field.name), getattr(search, field.name)), field.name
-    nodes = load_file(tmp_path / "search" / "nodes.safetensors")
+    nodes = load_file(tmp_path / "search" / "arrays.safetensors")
     texts = json.loads((tmp_path / "search" / "search.json").read_text())
     assert nodes["values"].shape == search.values.shape
     assert texts["problems"][0]["question"] == problems[0].question
@@ -199,7 +227,17 @@ def test_a_tree_shows_every_node(capsys):
         np.array(found, dtype=np.int32) for found in (depths(DIAMOND), heights(DIAMOND, min), heights(DIAMOND, max))
     ]
     search = Search(
-        values, np.zeros(6, np.int32), nodes, *measures, [problem], [["b c"], ["[bold]d"]], np.array([[False], [True]])
+        values,
+        np.zeros(6, np.int32),
+        nodes,
+        *measures,
+        [problem],
+        [["b c"], ["[bold]d"]],
+        np.array([[False], [True]]),
+        np.zeros((1, 1, 2), np.float32),
+        [[["b"]]],
+        np.ones((1, 1, 1), np.float32),
+        1.0,
     )
     draw_tree(search, 0, Console(width=100))
     lines = capsys.readouterr().out.splitlines()

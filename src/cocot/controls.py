@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocot.curriculum import LATENT
 from cocot.errors import ConfigError, DataError
 from cocot.evaluation import Record, evaluate
+from cocot.generation import ThoughtRecorder
 from cocot.model import thought_settings
 from cocot.tasks.problem import Problem, Task
 
@@ -74,22 +75,14 @@ def run_controls(
         raise ConfigError("controls replace continuous thoughts, and this model was not trained to have any.")
     if len(problems) < 2:
         raise DataError("controls need at least two problems: one gets the thoughts of another.")
-    count = trained.num_thoughts
-    own: dict[int, Tensor] = {}  # by number, each (problems, width)
-
-    def keep(rows: Sequence[int], number: int, thought: Tensor) -> Tensor:
-        values = thought[:, 0].float().cpu()
-        own.setdefault(number, values.new_empty(len(problems), values.shape[1]))[list(rows)] = values
-        return thought
-
-    yield AS_TRAINED, evaluate(model, tokenizer, task, problems, edit_thought=keep, **settings)
-    thoughts = torch.stack([own[number] for number in range(1, count + 1)], dim=1)
+    recorder = ThoughtRecorder(len(problems))
+    yield AS_TRAINED, evaluate(model, tokenizer, task, problems, edit_thought=recorder, **settings)
     for name, control in CONTROLS.items():
-        others = control(thoughts)
+        others = control(recorder.thoughts)
 
         def replace(rows: Sequence[int], number: int, thought: Tensor, others: Tensor = others) -> Tensor:
             return others[list(rows), number - 1, None].to(thought)
 
         yield name, evaluate(model, tokenizer, task, problems, edit_thought=replace, **settings)
-    for fewer in range(count):
+    for fewer in range(trained.num_thoughts):
         yield f"k={fewer}", evaluate(model, tokenizer, task, problems, num_thoughts=fewer, **settings)

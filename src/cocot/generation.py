@@ -32,6 +32,31 @@ EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
 (questions, 1, width); returns what is fed back in its place, of the same shape."""
 
 
+class ThoughtRecorder:
+    """An `EditOf` that changes nothing and keeps every thought.
+
+    Attributes:
+        num_questions: Questions that will be asked.
+    """
+
+    def __init__(self, num_questions: int) -> None:
+        self.num_questions = num_questions
+        self._kept: dict[int, Tensor] = {}  # by number, each (questions, width)
+
+    def __call__(self, rows: Sequence[int], number: int, thought: Tensor) -> Tensor:
+        """Keep a thought of the questions `rows`."""
+        values = thought[:, 0].float().cpu()
+        self._kept.setdefault(number, values.new_empty(self.num_questions, values.shape[1]))[list(rows)] = values
+        return thought
+
+    @property
+    def thoughts(self) -> Tensor:
+        """All thoughts, (questions, thoughts, width), float32; with no thoughts, the width is 0."""
+        if not self._kept:
+            return torch.empty(self.num_questions, 0, 0)
+        return torch.stack([self._kept[number] for number in sorted(self._kept)], dim=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model said to one question.

@@ -6,9 +6,9 @@ In: a model, a tokenizer, problems with graphs. Out: a `Search`: labelled arrays
     search.write("runs/demo/coconut/search")
     search.values[1][search.is_reachable].mean()       # after one thought
 
-On disk a `Search` is a folder: `nodes.safetensors` (one entry a node of any problem) and `search.json`. In two lines:
+On disk a `Search` is a folder, with the arrays and texts of its attributes under their names. In two lines:
 
-    nodes = safetensors.numpy.load_file("search/nodes.safetensors")
+    arrays = safetensors.numpy.load_file("search/arrays.safetensors")
     texts = json.load(open("search/search.json"))
 
 Source: arXiv 2412.06769, section 5.
@@ -21,17 +21,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.curriculum import encode_question
 from cocot.errors import DataError, RunError
 from cocot.evaluation import evaluate
+from cocot.generation import ThoughtRecorder
 from cocot.model import thought_settings
 from cocot.probing import continuation_log_probs
 from cocot.process import categorise
@@ -41,6 +43,8 @@ from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem, Task
 
 SCHEMA = 1
+_ARRAYS, _TEXTS = "arrays.safetensors", "search.json"
+_NUM_NEAREST = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Search:
         problems: The problems.
         outputs: Text that the model writes after k thoughts, by k and problem.
         correct: Whether that text ends in the right answer, (thoughts + 1, problems).
+        thoughts: The thoughts themselves, as after K of them, (problems, thoughts, width), float32.
+        nearest: The tokens that the head finds likeliest at each thought, by problem and thought, likeliest first.
+        nearest_values: Their probabilities, (problems, thoughts, tokens), float32.
+        embedding_norm: Mean length of the model's token embeddings.
     """
 
     values: NDArray[np.float32]
@@ -68,6 +76,21 @@ class Search:
     problems: list[Problem]
     outputs: list[list[str]]
     correct: NDArray[np.bool_]
+    thoughts: NDArray[np.float32]
+    nearest: list[list[list[str]]]
+    nearest_values: NDArray[np.float32]
+    embedding_norm: float
+
+    @property
+    def norms(self) -> NDArray[np.float32]:
+        """Length of each thought, (problems, thoughts)."""
+        return cast(NDArray[np.float32], np.linalg.norm(self.thoughts, axis=-1))
+
+    @property
+    def cosines(self) -> NDArray[np.float32]:
+        """Cosine between each thought and the one before it, (problems, thoughts - 1)."""
+        unit = self.thoughts / np.maximum(self.norms[..., None], np.finfo(np.float32).tiny)
+        return cast(NDArray[np.float32], (unit[:, 1:] * unit[:, :-1]).sum(axis=-1))
 
     @property
     def is_reachable(self) -> NDArray[np.bool_]:
@@ -100,11 +123,13 @@ class Search:
 
     def write(self, folder: str | Path) -> None:
         """Write the two files; an older search there is replaced once the new one is whole."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        texts = {"problems": [item.to_json() for item in arrays.pop("problems")], "outputs": arrays.pop("outputs")}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        texts = {name: value for name, value in values.items() if name not in arrays}
         with replaced(Path(folder)) as place:
-            save_file(arrays, place / "nodes.safetensors")
-            write_json(place / "search.json", {"schema": SCHEMA, **texts})
+            save_file(arrays, place / _ARRAYS)
+            problems = [problem.to_json() for problem in self.problems]
+            write_json(place / _TEXTS, {"schema": SCHEMA, **texts, "problems": problems})
 
     @classmethod
     def read(cls, folder: str | Path) -> Search:
@@ -113,7 +138,7 @@ class Search:
         Raises:
             RunError: there is no search in the folder, or another version of cocot wrote it.
         """
-        file = Path(folder) / "search.json"
+        file = Path(folder) / _TEXTS
         if not file.is_file():
             raise RunError(f"{folder} holds no search.json; make one with `cocot probe`.")
         texts = json.loads(file.read_text(encoding="utf-8"))
@@ -122,7 +147,9 @@ class Search:
                 f"{file} is of schema {texts['schema']}, and this version reads {SCHEMA}; run `cocot probe` again."
             )
         problems = [problem_of(item, f"{file}, problem {index}") for index, item in enumerate(texts["problems"])]
-        return cls(**load_file(file.with_name("nodes.safetensors")), problems=problems, outputs=texts["outputs"])
+        others = {field.name: texts[field.name] for field in fields(cls) if field.name in texts}
+        arrays: dict[str, Any] = load_file(file.with_name(_ARRAYS))
+        return cls(**{**arrays, **others, "problems": problems})
 
 
 def probe_search(
@@ -163,12 +190,22 @@ def probe_search(
     values, outputs, correct = [], [], []
     for k in range((count or 0) + 1):
         values.append(_values(model, tokenizer, problems, graphs, k, batch_size))
+        recorder = ThoughtRecorder(len(problems))
         records = evaluate(
-            model, tokenizer, task, problems, num_thoughts=k, batch_size=batch_size, max_new_tokens=max_new_tokens
+            model,
+            tokenizer,
+            task,
+            problems,
+            num_thoughts=k,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            edit_thought=recorder if k else None,
         )
         outputs.append([record.output for record in records])
         correct.append([record.is_correct for record in records])
     sizes = [len(graph.symbols) for graph in graphs]
+    thoughts = recorder.thoughts
+    nearest, nearest_values = _nearest(model, tokenizer, thoughts)
     return Search(
         values=np.stack(values),
         problem=np.repeat(np.arange(len(problems), dtype=np.int32), sizes),
@@ -179,7 +216,29 @@ def probe_search(
         problems=list(problems),
         outputs=outputs,
         correct=np.array(correct),
+        thoughts=thoughts.numpy(),
+        nearest=nearest,
+        nearest_values=nearest_values,
+        embedding_norm=_embedding_norm(model),
     )
+
+
+def _embedding_norm(model: Any) -> float:
+    weight = model.get_input_embeddings().weight.detach()
+    return float(torch.linalg.vector_norm(weight.float(), dim=-1).mean())
+
+
+@torch.inference_mode()
+def _nearest(
+    model: Any, tokenizer: PreTrainedTokenizerBase, thoughts: Tensor
+) -> tuple[list[list[list[str]]], NDArray[np.float32]]:
+    """What the head reads in each thought: the likeliest tokens and their probabilities."""
+    if not thoughts.numel():
+        return [[] for _ in thoughts], np.zeros((len(thoughts), 0, _NUM_NEAREST), np.float32)
+    head = model.get_output_embeddings()
+    found = head(thoughts.to(head.weight)).float().softmax(-1).topk(_NUM_NEAREST)
+    texts = [[[str(tokenizer.decode([token])) for token in row] for row in rows] for rows in found.indices.tolist()]
+    return texts, cast(NDArray[np.float32], found.values.cpu().numpy())
 
 
 def _graph(index: int, problem: Problem) -> Graph:
