@@ -21,8 +21,8 @@ FLOORS = (
     ("deferred", "passes", "thinking"),
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
-    ("process", "evaluation", "controls", "search"),
-    ("trees", "report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
+    ("process", "evaluation", "controls", "search", "frontiers"),
+    ("search_view", "report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),
 )

@@ -22,9 +22,9 @@ from cocot.generation import ThoughtRecorder, answer
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.search import Search, probe_search
+from cocot.search_view import draw_tree
 from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem
-from cocot.trees import draw_tree
 
 TASK = tasks.get("prosqa")
 # Largest difference allowed to a probability. Measured, worst of this file: 6.0e-8.

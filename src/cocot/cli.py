@@ -371,9 +371,8 @@ def _ask(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> int:
     from cocot import tasks
     from cocot.model import load
-    from cocot.report import category_table, mass_table
     from cocot.search import probe_search
-    from cocot.trees import draw_tree
+    from cocot.search_view import describe, draw_tree
 
     _hush()
     problems = _problems(args)
@@ -391,7 +390,7 @@ def _probe(args: argparse.Namespace) -> int:
     )
     out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
     search.write(out)
-    print(f"where the next step can lead\n{mass_table(search)}\n\nwhat is written\n{category_table(search)}\n")
+    print(f"{describe(search)}\n")
     if args.show is not None:
         draw_tree(search, args.show)
     print(f"search: {out}")

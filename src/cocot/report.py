@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cocot.plan import align
-from cocot.process import CATEGORIES
 from cocot.runs import write_json, write_text
 
 Row = dict[str, Any]
@@ -105,39 +104,3 @@ def _markdown(rows: Sequence[Row]) -> str:
     num_axes = len(rows[0]["values"])
     lines = [head, tuple("---" if index < num_axes else "---:" for index in range(len(head))), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def mass_table(search: Any) -> str:
-    """How the probability of the next step is shared out after each number of thoughts, for a terminal.
-
-    Args:
-        search: A `cocot.search.Search`.
-    """
-    rows: list[tuple[str, ...]] = [
-        ("thoughts", "problems", "frontier", "reachable", "elsewhere", "no node", "accuracy")
-    ]
-    for k in range(len(search.values)):
-        masses = search.masses(k)
-        parts = (_mean(part) for part in masses.values())
-        rows.append((str(k), f"{len(masses['frontier']):,}", *parts, f"{search.correct[k].mean():.1%}"))
-    return align(rows)
-
-
-def category_table(search: Any) -> str:
-    """The share of each of the paper's categories of outputs after each number of thoughts, for a terminal.
-
-    Args:
-        search: A `cocot.search.Search`.
-    """
-    rows: list[tuple[str, ...]] = [("thoughts", *CATEGORIES)]
-    for k in range(len(search.values)):
-        found = search.categories(k)
-        rows.append((str(k), *(f"{found.count(name) / len(found):.1%}" for name in CATEGORIES)))
-    return align(rows)
-
-
-def _mean(values: Any) -> str:
-    """The mean with its 95 % interval (normal approximation); nothing of nothing."""
-    if not len(values):
-        return "-"
-    return f"{values.mean():.3f} ± {1.96 * values.std() / len(values) ** 0.5:.3f}"

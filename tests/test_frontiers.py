@@ -1,0 +1,75 @@
+"""Promises of the linear probe: it finds what a thought holds and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cocot import tasks
+from cocot.errors import DataError
+from cocot.frontiers import read_frontiers
+from cocot.search import Search
+from cocot.tasks.graphs import depths
+
+COUNT = 600
+
+
+def search_of(thoughts, problems):
+    """A search of which only thoughts, problems and depths matter."""
+    sizes = [len(problem.graph.symbols) for problem in problems]
+    depth = np.array([value for problem in problems for value in depths(problem.graph)], dtype=np.int32)
+    total = sum(sizes)
+    index = np.repeat(np.arange(len(problems), dtype=np.int32), sizes)
+    none = np.zeros(total, np.int32)
+    values = np.zeros((1, total), np.float32)
+    correct = np.zeros((1, len(problems)), bool)
+    nearest = np.zeros((len(problems), 0, 5), np.float32)
+    return Search(values, index, none, depth, none, none, problems, [[]], correct, thoughts, [], nearest, 1.0)
+
+
+def problems_of(count):
+    return tasks.get("prosqa").generate(
+        count, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2, nodes=12
+    )
+
+
+def test_what_a_thought_holds_is_found():
+    """The first thought is a mark for every child of the root, mixed linearly; the second is noise."""
+    problems = problems_of(COUNT)
+    draw = np.random.default_rng(0)
+    marks = np.zeros((COUNT, 12))
+    for row, problem in zip(marks, problems, strict=True):
+        for name, depth in zip(problem.graph.symbols, depths(problem.graph), strict=True):
+            row[int(name)] = depth == 1
+    mixed = marks @ draw.normal(size=(12, 16)) + 0.01 * draw.normal(size=(COUNT, 16))
+    thoughts = np.stack([mixed, draw.normal(size=(COUNT, 16))], axis=1).astype(np.float32)
+    readings = {(reading.thought, reading.depth): reading for reading in read_frontiers(search_of(thoughts, problems))}
+    assert sorted(readings) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    children = readings[1, 1]
+    assert children.recall > 0.99
+    for reading in (readings[2, 1], readings[2, 2]):
+        assert abs(reading.recall - reading.guessing) < 0.08
+    for reading in readings.values():
+        assert abs(reading.shuffled - reading.guessing) < 0.08
+        assert reading.problems == COUNT / 5
+    assert 2 / 12 <= children.guessing < 4 / 12
+
+
+def test_problems_differ_in_their_nodes():
+    """Names that a problem does not have are never ranked: with one node at a depth among few, guessing says so."""
+    few, many = (
+        tasks.get("prosqa").generate(20, seed=0, mode="balanced", rendering="symbolic", layers=1, width=width)
+        for width in (1, 6)
+    )
+    problems = [problem for pair in zip(few, many, strict=True) for problem in pair]
+    thoughts = np.zeros((40, 1, 3), np.float32)
+    (reading,) = read_frontiers(search_of(thoughts, problems))
+    assert reading.guessing == pytest.approx((1 / 4 + 6 / 14) / 2)
+
+
+def test_too_little_to_read_is_refused():
+    """A handful of problems, or a model that does not think."""
+    problems = problems_of(12)
+    for thoughts, given in ((np.zeros((5, 1, 4)), problems[:5]), (np.zeros((12, 0, 0)), problems)):
+        with pytest.raises(DataError, match="at least 10 problems and a model that thinks"):
+            read_frontiers(search_of(thoughts.astype(np.float32), given))
