@@ -4,7 +4,7 @@ One quantity varies at a time. Three curves: the step with thoughts; one pass ov
 paper and pencil: operations at the rate of a large matrix product, plus the reading of all weights twice a thought at
 the rate of a large sum; for memory, 16 widths a token and layer and the logits of the labels.
 
-    pip install -c constraints.txt -e '.[charts]'
+    pip install -c constraints.txt -e '.[report]'
     python benchmarks/growth.py --out docs/growth        # growth.json, growth.svg
 """
 

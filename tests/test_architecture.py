@@ -22,7 +22,7 @@ FLOORS = (
     ("batching", "model", "scratch", "optimizers", "runs"),
     ("generation", "probing"),
     ("process", "evaluation", "controls", "search", "frontiers"),
-    ("search_view", "report", "stage_trainer", "training", "trainings", "estimates", "comparison"),
+    ("search_view", "charts", "report", "page", "stage_trainer", "training", "trainings", "estimates", "comparison"),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
     ("cli", "__main__"),
 )

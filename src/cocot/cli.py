@@ -1,4 +1,4 @@
-"""The command line: `cocot train | eval | ask | probe | compare | reproduce | data | bench | recipes | env`.
+"""The command line: `cocot train | eval | ask | probe | compare | reproduce | report | data | bench | ...`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
 code 2; an interrupt saves the state and exits with 130.
@@ -140,6 +140,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
     sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
     _add_problem_arguments(sub, count=200)
+
+    sub = add("report", _report, "write one HTML page about runs: tables, figures, the search tree to play with")
+    sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
+    sub.add_argument("--out", type=Path, help="the file (default: report.html in the first folder)")
 
     sub = add("data", _data, "make problems, with their statistics")
     sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
@@ -394,6 +398,18 @@ def _probe(args: argparse.Namespace) -> int:
     if args.show is not None:
         draw_tree(search, args.show)
     print(f"search: {out}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    try:
+        from cocot.page import write_page
+    except ImportError as error:
+        raise ConfigError(f"the page takes the extra `report`: pip install 'cocot[report]' ({error}).") from error
+
+    out = args.out or args.runs[0] / "report.html"
+    write_page(args.runs, out)
+    print(f"page: {out}")
     return 0
 
 

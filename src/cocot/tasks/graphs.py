@@ -57,6 +57,12 @@ def mentioned(graph: Graph, text: str) -> list[Place]:
     return [Place(match.start(), nodes[match[0]]) for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text)]
 
 
+def leads_to(graph: Graph, target: int) -> list[bool]:
+    """Whether a way leads from each node to `target`; the target leads to itself."""
+    above = nx.ancestors(_directed(graph), target) | {target}
+    return [node in above for node in range(len(graph.symbols))]
+
+
 def _directed(graph: Graph) -> nx.DiGraph:
     directed = nx.DiGraph()
     directed.add_nodes_from(range(len(graph.symbols)))

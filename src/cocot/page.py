@@ -1,0 +1,207 @@
+"""A page about runs: one HTML file that opens offline, with tables, figures and the search tree to play with.
+
+In: folders of runs or studies. Out: the file.
+
+    write_page([Path("runs/demo")], Path("runs/demo/report.html"))
+
+What a folder does not hold is left out, and a sentence says what would make it.
+Read next: `charts.py` (the figures), `templates/` (the page and its script).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import igraph
+import vl_convert
+from jinja2 import Environment
+from markupsafe import Markup
+
+from cocot import charts
+from cocot.errors import RunError
+from cocot.report import cells, shortcuts
+from cocot.runs import RunFolder, write_text
+from cocot.search import Search
+from cocot.search_view import describe
+from cocot.tasks.graphs import mentioned
+from cocot.tasks.problem import Problem
+
+_MOST_TREES = 50
+_GAP = 70
+
+
+def write_page(folders: Sequence[Path], out: Path) -> None:
+    """Write the page.
+
+    Args:
+        folders: Each a run folder, or a folder of `cocot compare` or `cocot reproduce` with several.
+        out: The HTML file.
+
+    Raises:
+        RunError: a folder holds neither, or a search that another version wrote.
+    """
+    tables, figures, specs = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
+    notes, lines = list[str](), list[str]()
+    origin = dict[str, str]()
+    runs = dict[str, RunFolder]()
+    for folder in folders:
+        own = _runs(folder)
+        runs |= own
+        if not (folder / "table.json").exists():
+            continue
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        notes.append(table["note"])
+        tables.append({"title": f"Results of {folder.name}", "cells": cells(table["rows"])})
+        if table["controls"]:
+            tables.append({"title": "The thoughts under control", "cells": cells(table["controls"])})
+        lines += shortcuts(table)
+        origin |= _origin(table["environment"])
+        title, text = "Accuracy against tokens", "What a method buys with its words. Bars are 95 % intervals."
+        _add(figures, specs, title, charts.accuracy_and_tokens(table["rows"]), text)
+    logs = {name: run.read_log() for name, run in runs.items()}
+    if any(logs.values()):
+        text = "Each run over its optimizer steps; dashed rules mark where a stage begins."
+        _add(figures, specs, "Training", charts.training(logs), text)
+    missing = [
+        f"{name} is not finished: its model is not there yet." for name, run in runs.items() if not run.model.exists()
+    ]
+    searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
+    for name, search in searches.items():
+        _add_search(figures, specs, name, search)
+    if not searches:
+        missing.append(
+            "No run was probed, so there is no search to see: `cocot probe RUN`, on a task with graphs, adds it."
+        )
+    for run in runs.values():
+        file = run.path / "run.json"
+        if file.exists() and not origin:
+            origin = _origin(json.loads(file.read_text(encoding="utf-8")))
+    trees = {f"search{number}": _trees(search) for number, search in enumerate(searches.values())}
+    page = _template("page.html").render(
+        title=", ".join(folder.resolve().name for folder in folders),
+        note=" ".join(filter(None, notes)),
+        tables=tables,
+        shortcuts=lines,
+        figures=figures,
+        searches=[
+            {"id": f"search{number}", "name": name, "most": len(search.values) - 1, "tables": describe(search)}
+            for number, (name, search) in enumerate(searches.items())
+        ],
+        missing=missing,
+        origin=origin.items(),
+        data=_json({"specs": specs, "searches": trees}),
+        bundle=_bundle(),
+        script=Markup(_source("page.js")),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+
+
+def _runs(folder: Path) -> dict[str, RunFolder]:
+    """The run folders in a folder, itself or below, by their names for people."""
+    found = sorted(file.parent for file in folder.rglob("config.yaml"))
+    if not found:
+        raise RunError(
+            f"{folder} holds no run; give the folder of `cocot train`, `cocot compare` or `cocot reproduce`."
+        )
+    return {
+        str(path.relative_to(folder)) if path != folder else folder.resolve().name: RunFolder(path) for path in found
+    }
+
+
+def _origin(environment: dict[str, Any]) -> dict[str, str]:
+    versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items())
+    return {"commit": str(environment["commit"]), "versions": versions, "machine": str(environment["platform"])}
+
+
+def _add(figures: list[dict[str, Any]], specs: dict[str, Any], title: str, chart: Any, caption: str) -> None:
+    name = f"chart{len(specs)}"
+    spec = chart.to_dict()
+    spec["config"] = _COLOURS_OF_THE_PAGE
+    specs[name] = spec
+    figures.append({"id": name, "title": title, "caption": caption, "wide": "hconcat" in spec})
+
+
+_COLOURS_OF_THE_PAGE = {
+    "background": None,
+    "view": {"stroke": "transparent"},
+    "axis": {key: "currentColor" for key in ("labelColor", "titleColor", "domainColor", "tickColor")}
+    | {"gridColor": "currentColor", "gridOpacity": 0.15},
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor"},
+}
+"""Drawn as SVG, `currentColor` is the page's ink, in light and in dark."""
+
+
+def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> None:
+    text = (
+        "What the model writes after k thoughts, graded against the problem's graph (arXiv 2412.06769, section 5). "
+        "Whole and partial paths count; with no step left to write only a label remains."
+    )
+    _add(figures, specs, f"What {name} writes after its thoughts", charts.categories(search), text)
+    for height, definition in (("height_shortest", "nearest"), ("height_longest", "farthest")):
+        text = (
+            "Nodes that the next step can lead to. A low node is easily seen through: a wrong one of height 0 is a leaf"
+            f" that is not asked for. Height is the way to the {definition} leaf; the paper uses both definitions."
+        )
+        _add(
+            figures, specs, f"Value by height, {definition} leaf: {name}", charts.value_by_height(search, height), text
+        )
+    text = (
+        "How much of the probability the likeliest one, two and three nodes hold together. Where the top one holds"
+        " little and the top three nearly all, several branches are kept open."
+    )
+    _add(figures, specs, f"Branches held at once: {name}", charts.parallelism(search), text)
+
+
+def _trees(search: Search) -> list[dict[str, Any]]:
+    """The first problems as the page's script takes them."""
+    return [_tree(search, index, problem) for index, problem in enumerate(search.problems[:_MOST_TREES])]
+
+
+def _tree(search: Search, index: int, problem: Problem) -> dict[str, Any]:
+    graph = problem.graph
+    assert graph is not None
+    own = search.problem == index
+    places = igraph.Graph(n=len(graph.symbols), edges=graph.edges, directed=True).layout_sugiyama(hgap=_GAP, vgap=_GAP)
+    points = [place[:2] for place in places.coords[: len(graph.symbols)]]
+    left, top = (min(point[axis] for point in points) for axis in (0, 1))
+    points = [[round(x - left, 1), round(y - top, 1)] for x, y in points]
+    way = [tuple(place.node for place in mentioned(graph, step)[:2]) for step in problem.steps]
+    return {
+        "question": problem.question,
+        "answer": problem.answer,
+        "names": graph.symbols,
+        "edges": graph.edges,
+        "target": graph.target,
+        "distractor": graph.distractor,
+        "way": way,
+        "places": points,
+        "size": [max(x for x, _ in points), max(y for _, y in points)],
+        "depth": search.depth[own].tolist(),
+        "values": [[round(value, 4) for value in row] for row in search.values[:, own].tolist()],
+        "outputs": [texts[index] for texts in search.outputs],
+        "correct": search.correct[:, index].tolist(),
+    }
+
+
+def _json(value: Any) -> Markup:
+    """JSON for a script element, which no text in it can end."""
+    return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def _bundle() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed, to stand in a script element."""
+    make: Any = vl_convert.javascript_bundle  # its stub asks for an argument that has a default
+    return Markup(make().replace("</script", "<\\/script"))
+
+
+def _source(name: str) -> str:
+    return files("cocot").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _template(name: str) -> Any:
+    return Environment(autoescape=True).from_string(_source(name))
