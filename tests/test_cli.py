@@ -147,6 +147,26 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert {record["num_thoughts"] for record in ours} == {1}
 
 
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ([], {"layers": 2, "width": 1}),
+        (["--width", "2"], {"layers": 2, "width": 2}),
+        (["--mode", "balanced", "--rendering", "symbolic", "--layers", "3"], {"layers": 3}),
+    ],
+)
+def test_a_run_is_asked_its_own_problems(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], settings: dict[str, int]
+) -> None:
+    """Problems for a run folder are of the law it was validated on; one setting changes one; a mode begins anew."""
+    command = ["eval", trained, "--out", tmp_path / "e.jsonl", "--count", 3, "--seed", 1, "--max-new-tokens", 5, *words]
+    code, _, _ = run(command, capsys)
+    assert code == 0
+    asked = [json.loads(line)["question"] for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    problems = ProsQA().generate(3, seed=1, mode="balanced", rendering="symbolic", **settings)
+    assert asked == [problem.question for problem in problems]
+
+
 def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`cocot probe` writes a search, prints how the next step is shared out, and draws the tree that is asked for."""
     command = ["probe", trained, "-n", 6, "--seed", 1, "--max-new-tokens", 5, "--out", tmp_path / "search", *SMALL]

@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("eval", _eval, "accuracy, tokens and seconds of a model")
     sub.add_argument("model", help="run folder, model folder, or hub id")
-    sub.add_argument("--task", default="prosqa")
+    _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
     sub.add_argument(
         "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
@@ -133,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("probe", _probe, "what a model thinks of every node of a search, thought by thought")
     sub.add_argument("model", help="run folder, model folder, or hub id")
-    sub.add_argument("--task", default="prosqa")
+    _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
@@ -162,6 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_task_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help="prosqa, prontoqa or gsm8k (default: that of the run, and its problems)")
+
+
 def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     """Where problems come from: a file, or the task's generator."""
     source = parser.add_argument_group("problems")
@@ -178,16 +182,27 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
 
 
-def _problems(args: argparse.Namespace) -> list[Problem]:
+def _problems(args: argparse.Namespace) -> tuple[Task, list[Problem]]:
+    """The task and its problems: from a file, or generated as the arguments say; a run's own settings fill the gaps.
+
+    A task or a mode on the command line begins anew, since the run's settings may not go with it.
+    """
     from cocot import tasks
+    from cocot.recipe_files import read_recipe
+    from cocot.runs import RunFolder
     from cocot.tasks.files import read_problems
 
-    task = tasks.get(args.task)
-    if args.data:
-        return read_problems(args.data)
     names = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return task.generate(args.count, seed=args.seed, **settings)
+    name = args.task or "prosqa"
+    run = RunFolder(args.model) if "model" in args else None
+    if args.task is None and run and run.config.is_file():
+        data = read_recipe(str(run.config)).data
+        name = data.task
+        if args.mode is None:
+            settings = {**data.generate, **data.valid_generate, **settings}
+    task = tasks.get(name)
+    return task, read_problems(args.data) if args.data else task.generate(args.count, seed=args.seed, **settings)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -302,16 +317,14 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from cocot import tasks
     from cocot.controls import run_controls
     from cocot.evaluation import evaluate, summarise, write_records
     from cocot.model import load
     from cocot.report import plain
 
     _hush()
-    problems = _problems(args)
+    task, problems = _problems(args)
     model, tokenizer = load(args.model)
-    task = tasks.get(args.task)
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": True}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
     if args.controls:
@@ -373,20 +386,19 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from cocot import tasks
     from cocot.model import load
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
 
     _hush()
-    problems = _problems(args)
+    task, problems = _problems(args)
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
     model, tokenizer = load(args.model)
     search = probe_search(
         model,
         tokenizer,
-        tasks.get(args.task),
+        task,
         problems,
         num_thoughts=args.thoughts,
         batch_size=args.batch_size,
@@ -414,12 +426,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from cocot import tasks
     from cocot.tasks.files import write_problems
 
-    problems = _problems(args)
+    task, problems = _problems(args)
     write_problems(args.out, problems)
-    for name, value in tasks.get(args.task).report(problems).items():
+    for name, value in task.report(problems).items():
         print(f"{name:>24}  {value:.3f}")
     print(f"{len(problems):,} problems: {args.out}")
     return 0

@@ -43,6 +43,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.config = self.path / "config.yaml"
         self.model = self.path / "model"
         self.best = self.path / "best"
         self.metrics = self.path / "metrics.jsonl"
@@ -56,9 +57,8 @@ class RunFolder:
             RunError: the folder belongs to a run with other settings (the message lists them), or is in use.
         """
         resolved = json.loads(json.dumps(asdict(config)))
-        file = self.path / "config.yaml"
-        if file.exists():
-            known = yaml.safe_load(file.read_text())
+        if self.config.exists():
+            known = yaml.safe_load(self.config.read_text())
             difference = _difference({**known, **_NOTES}, {**resolved, **_NOTES})
             if difference:
                 raise RunError(
@@ -69,7 +69,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not empty and holds no run. Choose another --out folder.")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(file, yaml.safe_dump(resolved, sort_keys=False))
+            write_text(self.config, yaml.safe_dump(resolved, sort_keys=False))
         if not self._take_lock():
             raise RunError(f"another process is training in {self.path}; wait for it, or stop it.")
 

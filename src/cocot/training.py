@@ -91,7 +91,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         run.open(config)
         run.describe(config, fingerprint([*first, *data.valid]))
         if shares_with is not None:
-            other = read_recipe(str(Path(shares_with) / "config.yaml"))
+            other = read_recipe(str(RunFolder(shares_with).config))
             run.adopt(RunFolder(shares_with), num_shared_stages(config, other))
         _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
 
