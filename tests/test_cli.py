@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs_support import cocot, environment, tiny_config, write_recipe
@@ -151,12 +152,12 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
     ("words", "settings"),
     [
         ([], {"layers": 2, "width": 1}),
-        (["--width", "2"], {"layers": 2, "width": 2}),
-        (["--mode", "balanced", "--rendering", "symbolic", "--layers", "3"], {"layers": 3}),
+        (["--layers", "1"], {"layers": [1], "width": 1}),
+        (["--mode", "balanced", "--rendering", "symbolic", "--layers", "1"], {"layers": [1]}),
     ],
 )
 def test_a_run_is_asked_its_own_problems(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], settings: dict[str, int]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], settings: dict[str, Any]
 ) -> None:
     """Problems for a run folder are of the law it was validated on; one setting changes one; a mode begins anew."""
     command = ["eval", trained, "--out", tmp_path / "e.jsonl", "--count", 3, "--seed", 1, "--max-new-tokens", 5, *words]
