@@ -1,4 +1,4 @@
-# make demo   train four methods on a small search, evaluate them on the same problems, print the table
+# make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
 .PHONY: demo test lint bench clean
 
@@ -15,6 +15,8 @@ SEED ?= 0
 
 demo: .venv/ready
 	$(BIN)/cocot compare demo --jobs 2 --out runs/demo --seed $(SEED)
+	$(BIN)/cocot probe runs/demo/coconut --layers 3 --show 0
+	$(BIN)/cocot report runs/demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2

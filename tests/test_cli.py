@@ -176,11 +176,13 @@ def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Cap
     search = Search.read(tmp_path / "search")
     problems = ProsQA().generate(6, seed=1, mode="balanced", rendering="symbolic", layers=2, width=1)
     assert search.problems == problems
-    _, *lines = out.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["thoughts", "0", "1"]
-    assert lines[5].split()[:3] == ["thoughts", "correct", "path"]
-    assert sum(float(share.rstrip("%")) for share in lines[6].split()[1:]) == pytest.approx(100, abs=0.5)
-    assert float(lines[1].split()[2]) == pytest.approx(search.masses(0)["frontier"].mean(), abs=1e-3)
+    lines = out.splitlines()
+    answers, masses, categories = (lines[start : start + 4] for start in (0, 5, 10))
+    assert [row.split()[0] for row in answers] == ["Answers", "thoughts", "0", "1"]
+    assert float(answers[2].split()[1].rstrip("%")) == pytest.approx(100 * search.correct[0].mean(), abs=0.06)
+    assert float(masses[2].split()[1]) == pytest.approx(search.masses(0)["frontier"].mean(), abs=1e-3)
+    assert categories[1].split()[:3] == ["thoughts", "correct", "path"]
+    assert sum(float(share.rstrip("%")) for share in categories[2].split()[1:]) == pytest.approx(100, abs=0.5)
     assert f"problem 5: {problems[5].question}"[:60] in out
     assert lines[-1] == f"search: {tmp_path / 'search'}"
     for words, message in (

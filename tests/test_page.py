@@ -23,6 +23,7 @@ from cocot.training import train
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ODD = '<script>alert("no")</script> "quotes" & \'marks\' <!-- Привет --> ' + "x" * 10_000
+NODE_LABELS = ("problem", "node", "depth", "height_shortest", "height_longest")
 MOST_BYTES = 3_000_000
 
 
@@ -44,7 +45,7 @@ def made_search() -> Search:
         np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
         *measures,
         problems,
-        [[f"k={k} {ODD[:60]}" for _ in problems] for k in range(3)],
+        [[ODD[:60] + f"### {problem.graph.symbols[k]}" for problem in problems if problem.graph] for k in range(3)],
         np.array([[True, False, True]] * 3),
         np.ones((3, 2, 4), np.float32),
         [[[";"], [";"]]] * 3,
@@ -95,6 +96,8 @@ def test_the_page_holds_the_data(run: Path, page: Path) -> None:
         assert [tuple(edge) for edge in tree["edges"]] == list(problem.graph.edges)
         assert np.allclose(tree["values"], search.values[:, search.problem == index], atol=5e-5)
         assert tree["question"] == problem.question
+        chosen = [text.rpartition("###")[2].split() for text in tree["outputs"]]
+        assert tree["chosen"] == [tree["names"].index(words[0]) if words else None for words in chosen]
         assert tree["outputs"] == [texts[index] for texts in search.outputs]
         assert len(tree["way"]) == len(problem.steps)
         assert all(tuple(edge) in problem.graph.edges for edge in tree["way"])
@@ -126,6 +129,27 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         write_page([tmp_path / "nothing"], tmp_path / "x.html")
 
 
+def test_problems_without_a_graph(run: Path, tmp_path: Path) -> None:
+    """A probe of them gives texts and tables; the figures about nodes are left out, with a sentence."""
+    shutil.copytree(run, tmp_path / "run")
+    whole = made_search()
+    search = replace(
+        whole,
+        problems=[replace(problem, graph=None) for problem in whole.problems],
+        **{name: getattr(whole, name)[:0] for name in NODE_LABELS},
+        values=whole.values[:, :0],
+    )
+    search.write(tmp_path / "run" / "search")
+    write_page([tmp_path / "run"], tmp_path / "report.html")
+    data = data_of(tmp_path / "report.html")
+    assert [tree["outputs"] for tree in data["searches"]["search0"]] == [
+        [texts[index] for texts in search.outputs] for index in range(3)
+    ]
+    assert "names" not in data["searches"]["search0"][0]
+    assert len(data["specs"]) == 1  # the training curves
+    assert "have no graph" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
 def test_the_page_in_a_browser(run: Path, page: Path) -> None:
     """No error and no request; the slider, by keyboard, shows the values of the data; odd text is shown as text."""
@@ -153,6 +177,8 @@ def test_the_page_in_a_browser(run: Path, page: Path) -> None:
             assert find("output.count").text == str(k)
             assert np.allclose(shown(), search.values[k, search.problem == 0], atol=5.1e-3)
             assert find(".output").text == search.outputs[k][0]
+            assert find(".chosen .name").text == search.outputs[k][0].rpartition("### ")[2]
+            assert find(".nearest").text == (f"Thought {k}, read through the head: “;” 1.00" if k else "")
         find("select.problem").send_keys("\ue015")  # the down arrow
         assert find(".question").text == ODD
         assert np.allclose(shown(), search.values[2, search.problem == 1], atol=5.1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from cocot.generation import ThoughtRecorder, answer
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.search import Search, probe_search
-from cocot.search_view import draw_tree
+from cocot.search_view import draw_tree, tables
 from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem
 
@@ -184,20 +185,40 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path):
 
 
 def test_problems_that_cannot_be_probed_are_refused():
-    """No problems, no graph, no steps, a step that names no nodes: each says so."""
+    """No problems, no steps to find in a graph, a step that names no nodes: each says so."""
     problems = made("symbolic")
     tokenizer = build_tokenizer(problems)
     model = thinker(tokenizer)
-    (story,) = tasks.get("gsm8k").generate(1, seed=0)
     for bad, message in (
         ([], "no problems to probe"),
-        ([problems[0], story], "problem 1 .* has no graph"),
         ([replace(problems[0], steps=())], "problem 0 .* has no steps"),
         ([replace(problems[0], steps=(";",))], "does not name two nodes"),
     ):
         with pytest.raises(DataError, match=message):
             probe_search(model, tokenizer, TASK, bad, max_new_tokens=4)
     assert isinstance(problems[0], Problem)
+
+
+def test_problems_without_a_graph_have_answers_and_thoughts():
+    """Among others, they add no node and change no other problem's; alone, the tables about nodes are left out."""
+    problems = made("symbolic")
+    stories = tasks.get("gsm8k").generate(2, seed=0)
+    tokenizer = build_tokenizer([*problems, *stories])
+    model = thinker(tokenizer)
+    mixed = probe_search(model, tokenizer, TASK, [stories[0], *problems, stories[1]], max_new_tokens=4)
+    plain = probe_search(model, tokenizer, TASK, problems, max_new_tokens=4)
+    assert list(mixed.problem) == [index + 1 for index in plain.problem]
+    assert mixed.values == pytest.approx(plain.values, abs=TOLERANCE)
+    assert mixed.thoughts[1:-1] == pytest.approx(plain.thoughts, abs=1e-4)
+    assert mixed.masses(1)["frontier"] == pytest.approx(plain.masses(1)["frontier"], abs=TOLERANCE)
+    assert mixed.categories(1) == plain.categories(1)
+    alone = probe_search(model, tokenizer, TASK, stories, max_new_tokens=4)
+    assert alone.values.shape == (3, 0)
+    assert alone.thoughts.shape[:2] == (2, 2)
+    assert list(tables(alone)) == ["Answers after k thoughts", "The thoughts themselves"]
+    text = StringIO()
+    draw_tree(alone, 1, Console(file=text, width=1000))
+    assert text.getvalue().startswith(f"problem 1: {stories[1].question}\nafter 0 thoughts: ")
 
 
 def test_masses_share_out_the_next_step():

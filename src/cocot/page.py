@@ -22,13 +22,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from cocot import charts
+from cocot.curriculum import ANSWER_MARK
 from cocot.errors import RunError
 from cocot.report import cells, shortcuts
 from cocot.runs import RunFolder, write_text
 from cocot.search import Search
-from cocot.search_view import describe
+from cocot.search_view import tables as tables_of
 from cocot.tasks.graphs import mentioned
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Graph, Problem
 
 _MOST_TREES = 50
 _GAP = 70
@@ -71,11 +72,12 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     ]
     searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
     for name, search in searches.items():
-        _add_search(figures, specs, name, search)
+        if search.node.size:
+            _add_search(figures, specs, name, search)
+        else:
+            missing.append(f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes.")
     if not searches:
-        missing.append(
-            "No run was probed, so there is no search to see: `cocot probe RUN`, on a task with graphs, adds it."
-        )
+        missing.append("No run was probed, so there is no search to see: `cocot probe RUN` adds it.")
     for run in runs.values():
         file = run.path / "run.json"
         if file.exists() and not origin:
@@ -88,7 +90,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         shortcuts=lines,
         figures=figures,
         searches=[
-            {"id": f"search{number}", "name": name, "most": len(search.values) - 1, "tables": describe(search)}
+            {"id": f"search{number}", "name": name, "most": len(search.values) - 1, "tables": tables_of(search)}
             for number, (name, search) in enumerate(searches.items())
         ],
         missing=missing,
@@ -163,17 +165,30 @@ def _trees(search: Search) -> list[dict[str, Any]]:
 
 
 def _tree(search: Search, index: int, problem: Problem) -> dict[str, Any]:
+    tree = {
+        "question": problem.question,
+        "answer": problem.answer,
+        "outputs": [texts[index] for texts in search.outputs],
+        "correct": search.correct[:, index].tolist(),
+        "nearest": [
+            list(zip(tokens, (round(value, 4) for value in values.tolist()), strict=True))
+            for tokens, values in zip(search.nearest[index], search.nearest_values[index], strict=True)
+        ],
+    }
     graph = problem.graph
-    assert graph is not None
+    return {**tree, **_drawing(search, index, problem.steps, graph)} if graph else tree
+
+
+def _drawing(search: Search, index: int, steps: Sequence[str], graph: Graph) -> dict[str, Any]:
+    """Where the nodes of a problem's graph stand, and what the model thinks of them."""
     own = search.problem == index
     places = igraph.Graph(n=len(graph.symbols), edges=graph.edges, directed=True).layout_sugiyama(hgap=_GAP, vgap=_GAP)
     points = [place[:2] for place in places.coords[: len(graph.symbols)]]
     left, top = (min(point[axis] for point in points) for axis in (0, 1))
     points = [[round(x - left, 1), round(y - top, 1)] for x, y in points]
-    way = [tuple(place.node for place in mentioned(graph, step)[:2]) for step in problem.steps]
+    way = [tuple(place.node for place in mentioned(graph, step)[:2]) for step in steps]
+    chosen = [mentioned(graph, texts[index].rpartition(ANSWER_MARK)[2]) for texts in search.outputs]
     return {
-        "question": problem.question,
-        "answer": problem.answer,
         "names": graph.symbols,
         "edges": graph.edges,
         "target": graph.target,
@@ -183,8 +198,7 @@ def _tree(search: Search, index: int, problem: Problem) -> dict[str, Any]:
         "size": [max(x for x, _ in points), max(y for _, y in points)],
         "depth": search.depth[own].tolist(),
         "values": [[round(value, 4) for value in row] for row in search.values[:, own].tolist()],
-        "outputs": [texts[index] for texts in search.outputs],
-        "correct": search.correct[:, index].tolist(),
+        "chosen": [nodes[-1].node if nodes else None for nodes in chosen],
     }
 
 

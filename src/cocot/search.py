@@ -58,7 +58,7 @@ class Search:
         depth: Steps from the root, -1 where it does not lead, (nodes,), int32.
         height_shortest: Fewest steps down to a leaf, (nodes,), int32: one of the paper's two definitions.
         height_longest: Most steps down to a leaf, (nodes,), int32: the other one.
-        problems: The problems.
+        problems: The problems. One without a graph has no nodes here; all else is known of it.
         outputs: Text that the model writes after k thoughts, by k and problem.
         correct: Whether that text ends in the right answer, (thoughts + 1, problems).
         thoughts: The thoughts themselves, as after K of them, (problems, thoughts, width), float32.
@@ -100,10 +100,11 @@ class Search:
     def masses(self, k: int) -> dict[str, NDArray[np.float64]]:
         """How the probability of the next step is shared out after k thoughts, by problem.
 
-        Only problems that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps below the
-        root, which the next step can name; `reachable`, other nodes below it; `elsewhere`, all other nodes; `no node`.
+        Only problems with a graph that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps
+        below the root, which the next step can name; `reachable`, other nodes below it; `elsewhere`, all other nodes;
+        `no node`.
         """
-        goes_on = np.array([len(problem.steps) > k for problem in self.problems])
+        goes_on = np.array([problem.graph is not None and len(problem.steps) > k for problem in self.problems])
         is_frontier = self.depth == max(1, k)
         parts = {
             "frontier": is_frontier,
@@ -117,9 +118,9 @@ class Search:
         return {**sums, "no node": 1 - np.sum(list(sums.values()), axis=0)}
 
     def categories(self, k: int) -> list[str]:
-        """The paper's category of each problem's output after k thoughts; see `process.py`."""
+        """The paper's category of the output after k thoughts, for each problem with a graph; see `process.py`."""
         given = zip(self.problems, self.outputs[k], self.correct[k], strict=True)
-        return [categorise(problem, output, k, bool(is_correct)) for problem, output, is_correct in given]
+        return [categorise(item, output, k, bool(is_correct)) for item, output, is_correct in given if item.graph]
 
     def write(self, folder: str | Path) -> None:
         """Write the two files; an older search there is replaced once the new one is whole."""
@@ -174,22 +175,23 @@ def probe_search(
         model: A model that was given thoughts.
         tokenizer: Its tokenizer.
         task: Grades the answers.
-        problems: Problems with graphs and steps.
+        problems: Problems; those with a graph have steps. Of the others only answers and thoughts are kept.
         num_thoughts: K; None for as many as the model was trained with.
         batch_size: Problems a batch.
         max_new_tokens: Longest text after the thoughts, in tokens.
 
     Raises:
-        DataError: there are no problems, or one has no graph or no steps, or its graph has a cycle.
+        DataError: there are no problems, or one has a graph and no steps, or its graph has a cycle.
         ModelError: the model was not given thoughts.
     """
     if not problems:
         raise DataError("there are no problems to probe.")
     count = thought_settings(model).num_thoughts if num_thoughts is None else num_thoughts
-    graphs = [_graph(index, problem) for index, problem in enumerate(problems)]
+    with_graph = [index for index, problem in enumerate(problems) if problem.graph]
+    graphs = [_graph(index, problems[index]) for index in with_graph]
     values, outputs, correct = [], [], []
     for k in range((count or 0) + 1):
-        values.append(_values(model, tokenizer, problems, graphs, k, batch_size))
+        values.append(_values(model, tokenizer, [problems[index] for index in with_graph], graphs, k, batch_size))
         recorder = ThoughtRecorder(len(problems))
         records = evaluate(
             model,
@@ -208,8 +210,8 @@ def probe_search(
     nearest, nearest_values = _nearest(model, tokenizer, thoughts)
     return Search(
         values=np.stack(values),
-        problem=np.repeat(np.arange(len(problems), dtype=np.int32), sizes),
-        node=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+        problem=np.repeat(np.array(with_graph, dtype=np.int32), sizes),
+        node=np.array([node for size in sizes for node in range(size)], dtype=np.int32),
         depth=np.array([depth for graph in graphs for depth in depths(graph)], dtype=np.int32),
         height_shortest=np.array([height for graph in graphs for height in heights(graph, min)], dtype=np.int32),
         height_longest=np.array([height for graph in graphs for height in heights(graph, max)], dtype=np.int32),
@@ -244,8 +246,8 @@ def _nearest(
 def _graph(index: int, problem: Problem) -> Graph:
     if problem.graph is None or not problem.steps:
         raise DataError(
-            f"problem {index} ({problem.question[:40]!r}...) has no {'steps' if problem.graph else 'graph'}; "
-            "the search can be looked at on problems with both, such as those of prosqa."
+            f"problem {index} ({problem.question[:40]!r}...) has no steps to find in its graph; "
+            "give it steps, or leave the graph out."
         )
     return problem.graph
 
@@ -262,7 +264,7 @@ def _values(
     settings = thought_settings(model)
     was_training = model.training
     model.eval()
-    rows = []
+    rows = [torch.empty(0)]  # where no problem has a graph
     for start in range(0, len(problems), batch_size):
         prompts, names = [], []
         for problem, graph in zip(problems[start : start + batch_size], graphs[start:], strict=False):
@@ -271,7 +273,7 @@ def _values(
             names.append(texts)
         rows += continuation_log_probs(model, prompts, names)
     model.train(was_training)
-    return torch.cat(rows).exp().cpu().numpy().astype(np.float32)
+    return torch.cat([row.cpu() for row in rows]).exp().numpy().astype(np.float32)
 
 
 def _names(

@@ -48,10 +48,11 @@ function start(section) {
       const value = problem.values[k][node];
       const group = svg("g", { transform: `translate(${x} ${y})` }, tree);
       if (node === problem.target) group.classList.add("target");
+      if (node === problem.chosen[k]) group.classList.add("chosen");
       if (node === problem.distractor) group.classList.add("distractor");
       svg("circle", { r: RADIUS, class: "ring" }, group);
       svg("circle", { r: RADIUS * Math.sqrt(value), class: "value" }, group);
-      svg("text", { y: 4 }, group).textContent = name.length > 12 ? name.slice(0, 11) + "…" : name;
+      svg("text", { y: 4, class: "name" }, group).textContent = name.length > 12 ? name.slice(0, 11) + "…" : name;
       svg("text", { y: RADIUS + 12, class: "number", "data-node": node }, group).textContent = value.toFixed(2);
     });
     const likeliest = problem.names
@@ -83,8 +84,15 @@ function start(section) {
     find("question").textContent = problem.question;
     find("output").textContent = problem.outputs[k];
     find("verdict").textContent = problem.correct[k] ? "right" : "wrong";
-    drawTree(problem, k);
-    drawTable(problem);
+    const read = k ? problem.nearest[k - 1] : [];
+    find("nearest").textContent = read.length
+      ? `Thought ${k}, read through the head: ${read.map(([token, value]) => `“${token}” ${value.toFixed(2)}`).join(", ")}`
+      : "";
+    for (const part of section.querySelectorAll(".graph")) part.hidden = !problem.names;
+    if (problem.names) {
+      drawTree(problem, k);
+      drawTable(problem);
+    }
   }
 
   choice.addEventListener("change", draw);
