@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cocot.config import RunConfig
     from cocot.tasks.problem import Problem, Task
 
+_PAGE = "report.html"
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
 
@@ -143,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("report", _report, "write one HTML page about runs: tables, figures, the search tree to play with")
     sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
-    sub.add_argument("--out", type=Path, help="the file (default: report.html in the first folder)")
+    sub.add_argument("--out", type=Path, help=f"the file (default: {_PAGE} in the first folder)")
 
     sub = add("data", _data, "make problems, with their statistics")
     sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
@@ -313,6 +314,10 @@ def _reproduce(args: argparse.Namespace) -> int:
         print(f"\n{plain(table['controls'])}")
     print("", *shortcuts(table), sep="\n")
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
+    try:
+        print(f"page: {_write_page([out], out / _PAGE)}")
+    except ConfigError as error:  # the table stands without it
+        print(error)
     return 0
 
 
@@ -414,15 +419,17 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    print(f"page: {_write_page(args.runs, args.out or args.runs[0] / _PAGE)}")
+    return 0
+
+
+def _write_page(folders: Sequence[Path], out: Path) -> Path:
     try:
         from cocot.page import write_page
     except ImportError as error:
         raise ConfigError(f"the page takes the extra `report`: pip install 'cocot[report]' ({error}).") from error
-
-    out = args.out or args.runs[0] / "report.html"
-    write_page(args.runs, out)
-    print(f"page: {out}")
-    return 0
+    write_page(folders, out)
+    return out
 
 
 def _data(args: argparse.Namespace) -> int:
