@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs_support import TINY_INIT
 
-from cocot.errors import DataError
-from cocot.evaluation import Record, evaluate, mcnemar, summarise, wilson_interval, write_records
+from cocot.errors import DataError, RunError
+from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.tasks.problem import Problem
@@ -73,8 +73,12 @@ def test_records_are_lines_that_read_back(tmp_path: Path) -> None:
     write_records(path, [RECORD])
     write_records(path, [strange, RECORD])
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [Record(**json.loads(line)) for line in lines] == [strange, RECORD]
+    assert read_records(path) == [strange, RECORD]
     assert "Zoë" in lines[0]
+    for damage in (lines[0].replace("num_tokens", "tokens"), lines[0][:-20]):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(RunError, match="does not hold records as this version writes them .* remove it"):
+            read_records(path)
 
 
 class Exact:

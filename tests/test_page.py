@@ -146,7 +146,7 @@ def test_problems_without_a_graph(run: Path, tmp_path: Path) -> None:
         [texts[index] for texts in search.outputs] for index in range(3)
     ]
     assert "names" not in data["searches"]["search0"][0]
-    assert len(data["specs"]) == 1  # the training curves
+    assert len(data["specs"]) == 2  # the training curves and the answers
     assert "have no graph" in (tmp_path / "report.html").read_text()
 
 
@@ -176,6 +176,9 @@ def test_the_page_in_a_browser(run: Path, page: Path) -> None:
                 slider.send_keys("\ue014")  # the right arrow
             assert find("output.count").text == str(k)
             assert np.allclose(shown(), search.values[k, search.problem == 0], atol=5.1e-3)
+            change = search.values[1, 0] - search.values[0, 0]  # the same for all nodes, and up
+            changes = [text.text for text in browser.find_elements("css selector", "svg.tree .change.up")]
+            assert changes == [f"▲ {change:.2f}"] * (len(shown()) if k else 0)
             assert find(".output").text == search.outputs[k][0]
             assert find(".chosen .name").text == search.outputs[k][0].rpartition("### ")[2]
             assert find(".nearest").text == (f"Thought {k}, read through the head: “;” 1.00" if k else "")

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cocot.report import cells, shortcuts, write_table
+import pytest
+
+from cocot.errors import RunError
+from cocot.report import cells, read_table, shortcuts, write_table
 
 
 def result(**more: Any) -> dict[str, Any]:
@@ -67,9 +70,17 @@ def test_a_table_is_written_whole(tmp_path: Path) -> None:
         "environment": {"commit": "abc", "versions": {"cocot": "0.1", "torch": "2"}},
     }
     write_table(table, tmp_path)
-    assert json.loads((tmp_path / "table.json").read_text()) == table
+    assert read_table(tmp_path) == {"schema": 1, **table}
     assert shortcuts(table) == ["test-1a: shortcut last 91.4%"]
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("Small.\n\n| method | accuracy |")
     for part in ("| coconut | zeros | 50.0% |", "- test-1a: shortcut last 91.4%", "cocot abc, torch 2.\n"):
         assert part in text
+
+
+def test_a_table_of_another_version_is_refused(tmp_path: Path) -> None:
+    """The message says which schema it is of and what to do; a folder without a table has none."""
+    assert read_table(tmp_path) is None
+    (tmp_path / "table.json").write_text(json.dumps({"schema": 99, "rows": []}))
+    with pytest.raises(RunError, match="of schema 99, and this version reads 1; the command that made it"):
+        read_table(tmp_path)

@@ -75,6 +75,15 @@ def test_an_arm_is_what_its_axes_say() -> None:
     assert [arm.path.name for arm in arms(study.with_axis("hops", ["two"]).with_axis(SEED, [1]), [])] == ["seed_1"] * 2
 
 
+def test_an_axis_is_cut_on_the_command_line() -> None:
+    """By its short name; values become what the recipe takes, and a bundle keeps its settings."""
+    study = read_study("depth", "cpu").with_words("layers=2,5").with_words("hops=3").with_words("method=coconut")
+    chosen = arms(study, [])
+    assert [str(arm.path) for arm in chosen] == ["coconut/layers_2/hops_3", "coconut/layers_5/hops_3"]
+    assert [arm.config.model.init.layers for arm in chosen if arm.config.model.init] == [2, 5]
+    assert all(arm.config.curriculum.max_stage == 3 for arm in chosen)
+
+
 def main_error(words: list[str]) -> None:
     """The command, its error not yet turned into a line."""
     args = build_parser().parse_args(["reproduce", *words])
@@ -91,7 +100,9 @@ def main_error(words: list[str]) -> None:
             lambda: read_study("depth", "cpu").with_axis("hops", [2, 9]),
             "the study has no hops 9; choose among: 2, 3, 4, 5",
         ),
-        (lambda: main_error(["mixing", "--methods", "cot"]), "study mixing does not compare methods"),
+        (lambda: main_error(["mixing", "--methods", "cot"]), "'method=cot' gives no axis of this study its values"),
+        (lambda: main_error(["depth", "--axis", "hop=2"]), "its axes are: method, layers, hops, seed"),
+        (lambda: main_error(["depth", "--axis", "hops"]), "'hops' gives no axis of this study its values"),
         (lambda: main_error(["prosqa", "--seeds", "0"]), "--seeds and --problems must be at least 1"),
         (lambda: main_error(["gsm8k", "--scale", "paper", "--problems", "0"]), "must be at least 1"),
         (

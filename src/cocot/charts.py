@@ -11,6 +11,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from cocot.evaluation import wilson_interval
 from cocot.process import CATEGORIES
 from cocot.search import Search
 from cocot.tasks.graphs import leads_to
@@ -69,6 +70,20 @@ def accuracy_and_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
     )
     bars = base.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q"))
     return _sized(alt.layer(bars, dots), "Accuracy with its interval against generated tokens, a point a method.")
+
+
+def answers(search: Search) -> Any:
+    """Accuracy of what the model writes after k thoughts, with its interval."""
+    points = []
+    for k, correct in enumerate(search.correct):
+        low, high = wilson_interval(int(correct.sum()), len(correct))
+        points.append({"thoughts": k, "accuracy": float(correct.mean()), "low": low, "high": high})
+    base = alt.Chart(_data(points)).encode(alt.X("thoughts:O", title="thoughts before the text"))
+    line = base.mark_line(point=True, color=COLOURS[0]).encode(
+        alt.Y("accuracy:Q", title="accuracy").scale(domain=(0, 1)), tooltip=["thoughts:O", "accuracy:Q"]
+    )
+    bars = base.mark_rule(color=COLOURS[0]).encode(alt.Y("low:Q"), alt.Y2("high:Q"))
+    return _sized(alt.layer(bars, line), "Accuracy with its interval against the number of thoughts before the text.")
 
 
 def categories(search: Search) -> Any:

@@ -102,6 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing")
     sub.add_argument("--scale", default="cpu", help="cpu, gpu or paper (default: %(default)s)")
     sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
+    sub.add_argument(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="other values of an axis of the study, with commas between: --axis layers=2,4 --axis hops=2",
+    )
     sub.add_argument("--seeds", type=int, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)")
     sub.add_argument("--problems", type=int, help="problems a test set (default: as the study says)")
     sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
@@ -285,15 +292,13 @@ def _reproduce(args: argparse.Namespace) -> int:
     from cocot.comparison import compare, make_trainings
     from cocot.estimates import describe_plan, estimate
     from cocot.report import plain, shortcuts
-    from cocot.studies import METHOD, SEED, arms, read_study
+    from cocot.studies import SEED, arms, read_study
 
     if args.seeds < 1 or (args.problems is not None and args.problems < 1):
         raise ConfigError("--seeds and --problems must be at least 1.")
     study = read_study(args.study, args.scale).with_axis(SEED, range(args.seeds))
-    if args.methods:
-        if METHOD not in study.axes:
-            raise ConfigError(f"study {args.study} does not compare methods; leave --methods out.")
-        study = study.with_axis(METHOD, args.methods.split(","))
+    for words in [*([f"method={args.methods}"] if args.methods else []), *args.axis]:
+        study = study.with_words(words)
     if args.problems is not None:
         study = replace(study, num_problems=args.problems)
     out = args.out or Path("runs") / f"{args.study}_{args.scale}"

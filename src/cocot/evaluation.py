@@ -22,7 +22,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.errors import DataError
+from cocot.errors import DataError, RunError
 from cocot.generation import EditOf, answer
 from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
@@ -141,9 +141,19 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """What `write_records` wrote."""
-    with path.open(encoding="utf-8") as lines:
-        return [Record(**json.loads(line)) for line in lines]
+    """What `write_records` wrote.
+
+    Raises:
+        RunError: the file holds something else, or another version of cocot wrote it.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [Record(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} does not hold records as this version writes them ({error}); remove it, and the same command "
+            "asks the questions again."
+        ) from error
 
 
 def summarise(records: Sequence[Record]) -> Summary:

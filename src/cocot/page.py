@@ -24,7 +24,7 @@ from markupsafe import Markup
 from cocot import charts
 from cocot.curriculum import ANSWER_MARK
 from cocot.errors import RunError
-from cocot.report import cells, shortcuts
+from cocot.report import cells, read_table, shortcuts
 from cocot.runs import RunFolder, write_text
 from cocot.search import Search
 from cocot.search_view import tables as tables_of
@@ -43,7 +43,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         out: The HTML file.
 
     Raises:
-        RunError: a folder holds neither, or a search that another version wrote.
+        RunError: a folder holds neither, or a table or a search that another version wrote.
     """
     tables, figures, specs = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
     notes, lines = list[str](), list[str]()
@@ -52,9 +52,9 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     for folder in folders:
         own = _runs(folder)
         runs |= own
-        if not (folder / "table.json").exists():
+        table = read_table(folder)
+        if table is None:
             continue
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
         notes.append(table["note"])
         tables.append({"title": f"Results of {folder.name}", "cells": cells(table["rows"])})
         if table["controls"]:
@@ -72,6 +72,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     ]
     searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
     for name, search in searches.items():
+        text = "From where the model, after k thoughts, goes on in words. Bars are 95 % intervals."
+        _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
         if search.node.size:
             _add_search(figures, specs, name, search)
         else:

@@ -5,15 +5,19 @@ In: the content of `table.json`, or rows of evaluation results, `{values, tests:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cocot.errors import RunError
 from cocot.plan import align
 from cocot.runs import write_json, write_text
 
 Row = dict[str, Any]
+
+SCHEMA = 1
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -88,7 +92,7 @@ def shortcuts(table: Row) -> list[str]:
 
 def write_table(table: Row, folder: Path) -> None:
     """Write `table.json` and `table.md` into `folder`."""
-    write_json(folder / "table.json", table)
+    write_json(folder / "table.json", {"schema": SCHEMA, **table})
     parts = [table["note"], _markdown(table["rows"])]
     if table["controls"]:
         parts += ["The thoughts under control:", _markdown(table["controls"])]
@@ -97,6 +101,24 @@ def write_table(table: Row, folder: Path) -> None:
     versions = table["environment"]["versions"]
     parts.append(f"cocot {table['environment']['commit'] or versions['cocot']}, torch {versions['torch']}.")
     write_text(folder / "table.md", "\n\n".join(filter(None, parts)) + "\n")
+
+
+def read_table(folder: Path) -> Row | None:
+    """The content of a folder's `table.json`; None where there is none.
+
+    Raises:
+        RunError: another version of cocot wrote it.
+    """
+    file = folder / "table.json"
+    if not file.exists():
+        return None
+    table: Row = json.loads(file.read_text(encoding="utf-8"))
+    if table.get("schema") != SCHEMA:
+        raise RunError(
+            f"{file} is of schema {table.get('schema')}, and this version reads {SCHEMA}; the command that made it "
+            "writes it anew, without training again."
+        )
+    return table
 
 
 def _markdown(rows: Sequence[Row]) -> str:

@@ -61,10 +61,24 @@ class Study:
         known = self.axes.get(axis)
         if not isinstance(known, Mapping):
             return replace(self, axes={**self.axes, axis: list(values)})
-        unknown = [value for value in values if value not in known]
+        by_text = {str(value): value for value in known}
+        unknown = [value for value in values if str(value) not in by_text]
         if unknown:
-            raise ConfigError(f"the study has no {axis} {unknown[0]!r}; choose among: {', '.join(map(str, known))}.")
-        return replace(self, axes={**self.axes, axis: {value: known[value] for value in values}})
+            raise ConfigError(f"the study has no {axis} {unknown[0]!r}; choose among: {', '.join(by_text)}.")
+        chosen = [by_text[str(value)] for value in values]
+        return replace(self, axes={**self.axes, axis: {value: known[value] for value in chosen}})
+
+    def with_words(self, words: str) -> Study:
+        """`with_axis` as said on the command line: the axis by its short name, `layers=2,4`.
+
+        Raises:
+            ConfigError: the study has no such axis, or the axis has no such value.
+        """
+        short, _, values = words.partition("=")
+        names = {_short(name): name for name in self.axes}
+        if short not in names or not values:
+            raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
+        return self.with_axis(names[short], [yaml.safe_load(value) for value in values.split(",")])
 
 
 @dataclass(frozen=True)
@@ -112,10 +126,13 @@ def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
 
 def _options(axis: str, values: Any) -> list[tuple[str, str, dict[str, Any]]]:
     """(short name of the axis, name of the value, settings) of each value."""
-    short = axis.rpartition(".")[2]
     if isinstance(values, Mapping):
-        return [(short, str(value), dict(settings)) for value, settings in values.items()]
-    return [(short, str(value), {axis: value}) for value in values]
+        return [(_short(axis), str(value), dict(settings)) for value, settings in values.items()]
+    return [(_short(axis), str(value), {axis: value}) for value in values]
+
+
+def _short(axis: str) -> str:
+    return axis.rpartition(".")[2]
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:

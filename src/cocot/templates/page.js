@@ -36,7 +36,7 @@ function start(section) {
     const tree = find("tree");
     tree.replaceChildren();
     const [width, height] = problem.size;
-    tree.setAttribute("viewBox", `${-2 * RADIUS} ${-2 * RADIUS} ${width + 4 * RADIUS} ${height + 5 * RADIUS}`);
+    tree.setAttribute("viewBox", `${-2 * RADIUS} ${-2 * RADIUS} ${width + 4 * RADIUS} ${height + 6 * RADIUS}`);
     for (const [from, to] of problem.edges) {
       const [[x1, y1], [x2, y2]] = [problem.places[from], problem.places[to]];
       const isTrue = problem.way.some(([a, b]) => a === from && b === to);
@@ -54,6 +54,11 @@ function start(section) {
       svg("circle", { r: RADIUS * Math.sqrt(value), class: "value" }, group);
       svg("text", { y: 4, class: "name" }, group).textContent = name.length > 12 ? name.slice(0, 11) + "…" : name;
       svg("text", { y: RADIUS + 12, class: "number", "data-node": node }, group).textContent = value.toFixed(2);
+      const change = k ? value - problem.values[k - 1][node] : 0;
+      if (Math.abs(change) >= 0.005) {
+        const text = (change > 0 ? "▲ " : "▼ ") + Math.abs(change).toFixed(2);
+        svg("text", { y: RADIUS + 24, class: change > 0 ? "change up" : "change down" }, group).textContent = text;
+      }
     });
     const likeliest = problem.names
       .map((name, node) => [problem.values[k][node], name])
