@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -77,7 +76,7 @@ def test_records_are_lines_that_read_back(tmp_path: Path) -> None:
     assert "Zoë" in lines[0]
     for damage in (lines[0].replace("num_tokens", "tokens"), lines[0][:-20]):
         path.write_text(damage, encoding="utf-8")
-        with pytest.raises(RunError, match="does not hold records as this version writes them .* remove it"):
+        with pytest.raises(RunError, match=r"does not hold records as this version writes them .* remove it"):
             read_records(path)
 
 

@@ -153,6 +153,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
     sub.add_argument("--out", type=Path, help=f"the file (default: {_PAGE} in the first folder)")
 
+    sub = add("export", _export, "write a folder that thinks without cocot: generate, pipeline, transformers serve")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("folder", type=Path, help="folder to write, new or empty")
+    embeds = sub.add_argument_group("prompt embeddings")
+    embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")
+    embeds.add_argument("--thoughts", type=int, help="thoughts a question (default: as trained)")
+    _add_task_argument(sub)
+    _add_problem_arguments(sub, count=100)
+
     sub = add("data", _data, "make problems, with their statistics")
     sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
     sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
@@ -435,6 +444,21 @@ def _write_page(folders: Sequence[Path], out: Path) -> Path:
         raise ConfigError(f"the page takes the extra `report`: pip install 'cocot[report]' ({error}).") from error
     write_page(folders, out)
     return out
+
+
+def _export(args: argparse.Namespace) -> int:
+    from cocot.export import export, write_embeddings
+    from cocot.model import load
+
+    _hush()
+    if args.embeds:
+        _, problems = _problems(args)
+        write_embeddings(*load(args.model), problems, args.folder, args.thoughts)
+        print(f"{len(problems):,} prompts: {args.folder}")
+        return 0
+    export(args.model, args.folder)
+    print(f"model: {args.folder}\nserve it with: transformers serve {args.folder} --trust-remote-code")
+    return 0
 
 
 def _data(args: argparse.Namespace) -> int:

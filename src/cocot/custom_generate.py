@@ -1,0 +1,89 @@
+"""`generate` of an exported model: the thoughts of a prompt first, then Hugging Face's own `generate` from their cache.
+
+`cocot export` writes this file and `thinking.py` into the folder's `custom_generate/`, where
+`from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch and transformers are needed there.
+
+In: what `generate` takes; `<|latent|>` in `input_ids` marks a thought. Out: what `generate` returns.
+Read next: `export.py`, which writes the folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from cocot.thinking import latent_columns, think
+
+_REFUSED = ("past_key_values", "assistant_model", "prompt_lookup_num_tokens", "inputs_embeds")
+
+
+@torch.no_grad()
+def generate(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, model: Any, **kwargs: Any) -> Any:
+    """Hugging Face's `generate`, with a thought wherever the prompt holds the placeholder.
+
+    Args:
+        inputs: Token ids of the prompts, (batch, columns), padded on the left; also as `input_ids`.
+        generation_config: As in Hugging Face.
+        *args: As in Hugging Face.
+        model: The model; `from_pretrained` gives it.
+        **kwargs: As in Hugging Face. `attention_mask`: 0 at padding, (batch, columns).
+
+    Returns:
+        What the model's own `generate` returns: prompts with placeholders, then what was written.
+
+    Raises:
+        ValueError: a thought has no token before it, padding is not marked, or an argument does not go with thoughts.
+    """
+    original = type(model).generate
+    input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+    if input_ids is None:
+        return original(model, None, generation_config, *args, **kwargs)
+    is_latent = input_ids == model.config.thoughts["latent_id"]
+    if not bool(is_latent.any()):
+        return original(model, input_ids, generation_config, *args, **kwargs)
+    if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
+        raise ValueError(f"generation with thoughts does not go with {', '.join(refused)}; leave it out.")
+    mask = _mask(input_ids, kwargs.pop("attention_mask", None), model)
+    is_first = is_latent & (mask.cumsum(dim=1) == 1)
+    if bool((is_first | is_latent & (mask == 0)).any()):
+        raise ValueError("a thought is the hidden state of the token before it; put one before the first <|latent|>.")
+    embeddings = model.get_input_embeddings()(input_ids)
+    cache = DynamicCache(config=model.config)
+    hidden = think(
+        model.get_decoder(),
+        embeddings[:, :-1],
+        is_latent[:, :-1],
+        cache=cache,
+        columns=latent_columns(is_latent[:, :-1]),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1],
+    )
+    # The last column is left to the original, which wants one to begin with; it may be a thought itself.
+    last = torch.where(is_latent[:, -1:, None], hidden[:, -1:], embeddings[:, -1:])
+    embeddings = torch.cat([embeddings[:, :-1], last], dim=1)
+    cache.batch_repeat_interleave(_num_copies(model, generation_config, kwargs))
+    kwargs |= {"attention_mask": mask, "past_key_values": cache, "inputs_embeds": embeddings, "use_cache": True}
+    return original(model, input_ids, generation_config, *args, **kwargs)
+
+
+def _mask(input_ids: Tensor, mask: Tensor | None, model: Any) -> Tensor:
+    """The mask, or ones where nothing can be padding."""
+    if mask is not None:
+        return mask
+    pad_id = model.generation_config.pad_token_id
+    if len(input_ids) > 1 and pad_id is not None and bool((input_ids[:, 0] == pad_id).any()):
+        raise ValueError("these prompts are padded; pass the attention_mask that the tokenizer returned with them.")
+    return torch.ones_like(input_ids)
+
+
+def _num_copies(model: Any, generation_config: Any, kwargs: dict[str, Any]) -> int:
+    """How often the original repeats each row: it expands what it is given, but not a cache."""
+    places = (kwargs, vars(generation_config) if generation_config else {}, vars(model.generation_config))
+
+    def setting(name: str) -> int:
+        return next((place[name] for place in places if place.get(name) is not None), 1)
+
+    return max(setting("num_beams"), setting("num_return_sequences"))
