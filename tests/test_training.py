@@ -664,3 +664,20 @@ def test_settings_that_only_training_can_check_are_refused(tmp_path: Path) -> No
         train(tiny_config(init=replace(TINY_INIT, architecture="gpt22")), tmp_path / "c")
     with pytest.raises(ConfigError, match="unknown task 'chess'"):
         train(tiny_config(data={"task": "chess"}), tmp_path / "d")
+
+
+def test_training_takes_the_tiniest_numbers_for_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers below 1e-38 slow a CPU down; in training they are zero, before and after it they are themselves."""
+    tiny = torch.tensor([1e-30]) * torch.tensor([1e-10])
+    seen = []
+    step = StageTrainer.training_step
+
+    def look(self: StageTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(float(torch.tensor([1e-30]) * torch.tensor([1e-10])))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "training_step", look)
+    train(tiny_config(), tmp_path / "run")
+    assert set(seen) == {0.0}
+    assert torch.equal(torch.tensor([1e-30]) * torch.tensor([1e-10]), tiny)
+    assert tiny > 0

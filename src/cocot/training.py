@@ -15,14 +15,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
@@ -98,12 +99,26 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     try:
         _once(open_folder)
         if not run.model.exists():
-            _train_stages(config, stages, data, batches, run)
+            with _without_denormals():
+                _train_stages(config, stages, data, batches, run)
     except OSError as error:
         raise cannot_write(run.path, error) from error
     finally:
         run.close()
     return run
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Let the CPU take numbers below 1e-38 for zero: the gradients of a sure attention are full of them.
+
+    Each costs a hundred times an ordinary one; see `docs/results.md` for what that makes of a step.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _train_stages(
