@@ -16,10 +16,11 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
+    ("checksums",),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "config", "recipe_files", "plan", "studies"),
     ("deferred", "passes", "thinking"),
-    ("batching", "model", "scratch", "optimizers", "runs"),
+    ("batching", "model", "loading", "scratch", "optimizers", "runs"),
     ("generation", "probing", "custom_generate"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (

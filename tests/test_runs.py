@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from runs_support import tiny_config, write_recipe
 
+from cocot.checksums import seal
 from cocot.cli import main
 from cocot.config import WarmupConfig
 from cocot.errors import RunError
@@ -18,7 +19,6 @@ from cocot.runs import (
     complete_checkpoints,
     environment,
     fingerprint,
-    mark_complete,
     prune_checkpoints,
     replaced,
     write_json,
@@ -101,7 +101,7 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
     for step in (2, 10, 9, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (2, 10, 9):
-        mark_complete(tmp_path / f"checkpoint-{step}")
+        seal(tmp_path / f"checkpoint-{step}")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]

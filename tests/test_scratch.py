@@ -6,7 +6,7 @@ import pytest
 
 from cocot import tasks
 from cocot.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
-from cocot.model import load_tokenizer
+from cocot.loading import load_tokenizer
 from cocot.scratch import build_tokenizer
 
 STORIES = tasks.get("gsm8k").generate(500, seed=0)

@@ -29,7 +29,7 @@ from cocot.config import InitConfig, RunConfig, WarmupConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example, tokenize
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation import evaluate, summarise
-from cocot.model import load
+from cocot.loading import load
 from cocot.plan import plan
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.stage_trainer import StageTrainer
@@ -221,13 +221,68 @@ def test_a_half_written_checkpoint_is_passed_over(
     stage = RunFolder(tmp_path / "run").stage("stage_1")
     newest = complete_checkpoints(stage)[-1]
     half = shutil.copytree(newest, stage / "checkpoint-5")
-    (half / "complete").unlink()
+    (half / "checksums.json").unlink()
     if damage == "cut off":
         for file in half.iterdir():
             file.write_bytes(file.read_bytes()[:20])
     assert complete_checkpoints(stage)[-1] == newest
     train(config, tmp_path / "run")
     assert_same(tmp_path / "run", whole)
+
+
+DAMAGED = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: tuple[RunConfig, Path],
+    name: str,
+) -> None:
+    """A file of the newest one that was cut off, changed or swapped is named; the run ends as if nothing had been."""
+    config, whole = finished
+
+    def stop(method: str, entry: dict[str, Any]) -> None:
+        if entry.get("stage") == "stage_1" and entry["step"] == 5:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        stopping(patched, stop)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run")
+    older, newest = complete_checkpoints(RunFolder(tmp_path / "run").stage("stage_1"))
+    swapped = (older / name).read_bytes()
+    assert swapped != (newest / name).read_bytes()
+    (newest / name).write_bytes(swapped)
+    capsys.readouterr()
+    train(config, tmp_path / "run")
+    assert f"checkpoint-4 is damaged ({name} is not what was written there)" in capsys.readouterr().err
+    assert_same(tmp_path / "run", whole)
+
+
+def test_what_a_finished_stage_left_is_not_half_loaded(tmp_path: Path, finished: tuple[RunConfig, Path]) -> None:
+    """Neither by the next stage nor by another run that would share it; nor is a damaged result."""
+    config, whole = finished
+    run = RunFolder(shutil.copytree(whole, tmp_path / "run"))
+    weights_file = run.model / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(RunError, match=r"model\.safetensors is not what was written there"):
+        load(run.path)
+    shutil.rmtree(run.model)
+    (run.best / "model.safetensors").write_bytes(weights_file.name.encode())
+    with pytest.raises(RunError, match=r"best is damaged: model\.safetensors"):
+        train(config, run.path)
+    first, *later = run.finished_stages()
+    for stage in later:
+        shutil.rmtree(run.stage(stage["name"]))
+    (run.path / first["checkpoint"] / "optimizer.pt").write_bytes(b"")
+    (run.path / "state.json").write_text(json.dumps({"finished_stages": [first]}))
+    with pytest.raises(RunError, match=r"optimizer\.pt is not what was written there"):
+        train(config, run.path)
+    with pytest.raises(RunError, match=r"optimizer\.pt is not what was written there"):
+        train(config, tmp_path / "sharing", shares_with=run.path)
 
 
 def test_a_kill_between_the_last_stage_and_the_result_is_made_good(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cocot import tasks
     from cocot.generation import Answer, answer
-    from cocot.model import give_thoughts, load
+    from cocot.loading import load
+    from cocot.model import give_thoughts
     from cocot.tasks.problem import Problem
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ _HOME = {
     "Problem": "cocot.tasks.problem",
     "answer": "cocot.generation",
     "give_thoughts": "cocot.model",
-    "load": "cocot.model",
+    "load": "cocot.loading",
 }
 __all__ = ["Answer", "Problem", "answer", "give_thoughts", "load", "tasks"]
 

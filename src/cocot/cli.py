@@ -338,7 +338,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from cocot.controls import run_controls
     from cocot.evaluation import evaluate, summarise, write_records
-    from cocot.model import load
+    from cocot.loading import load
     from cocot.report import plain
 
     _hush()
@@ -386,7 +386,7 @@ def _ask(args: argparse.Namespace) -> int:
     from transformers import TextStreamer
 
     from cocot.generation import answer
-    from cocot.model import load
+    from cocot.loading import load
 
     if args.text_steps and args.thoughts:
         raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
@@ -405,7 +405,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from cocot.model import load
+    from cocot.loading import load
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
 
@@ -448,7 +448,7 @@ def _write_page(folders: Sequence[Path], out: Path) -> Path:
 
 def _export(args: argparse.Namespace) -> int:
     from cocot.export import export, write_embeddings
-    from cocot.model import load
+    from cocot.loading import load
 
     _hush()
     if args.embeds:

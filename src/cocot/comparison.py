@@ -24,7 +24,7 @@ from cocot.curriculum import LATENT
 from cocot.errors import CocotError, ConfigError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
-from cocot.model import load
+from cocot.loading import load
 from cocot.report import write_table
 from cocot.runs import RunFolder, environment, fingerprint
 from cocot.studies import SEED, Arm, Study

@@ -27,7 +27,8 @@ from cocot import custom_generate, thinking
 from cocot.curriculum import END, LATENT, START, ThoughtSettings, encode_question
 from cocot.errors import ModelError, RunError
 from cocot.generation import ThoughtRecorder, answer
-from cocot.model import load, thought_settings
+from cocot.loading import load
+from cocot.model import thought_settings
 from cocot.runs import RunFolder, replaced, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem

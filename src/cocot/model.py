@@ -1,4 +1,4 @@
-"""Give thoughts to any Hugging Face causal language model, in place; load and save such models.
+"""Give thoughts to any Hugging Face causal language model, in place.
 
 In: a causal language model and its tokenizer. Out: the same object, of a subclass that overrides only `forward`:
 parameters, keys, config, `generate`, `Trainer` and PEFT go on working.
@@ -7,31 +7,24 @@ parameters, keys, config, `generate`, `Trainer` and PEFT go on working.
     out = model(input_ids=ids, labels=labels)       # placeholders <|latent|> anywhere in ids
 
 A saved model is a plain Hugging Face folder; the thought settings lie in its `config.json` under `thoughts`.
-Read next: `thinking.py` (what happens at a placeholder), `generation.py` (answers).
+Read next: `thinking.py` (what happens at a placeholder), `loading.py`, `generation.py` (answers).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AddedToken,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
@@ -219,64 +212,6 @@ def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> 
             [AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True
         )
     return missing
-
-
-def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, a run folder or a model on the Hub.
-
-    Raises:
-        ModelError: there is none.
-    """
-    with _explained(_model_folder(path_or_hub_id)) as source:
-        declared = get_tokenizer_config(source).get("tokenizer_class")
-        # For some model types (qwen2) AutoTokenizer puts its own rules in the place of those in tokenizer.json.
-        kind: Any = PreTrainedTokenizerFast if declared == "TokenizersBackend" else AutoTokenizer
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes up for a folder without one
-            raise ValueError("it has no tokenizer.")
-    return tokenizer
-
-
-def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a saved cocot model, or give thoughts to a plain Hugging Face one.
-
-    Args:
-        path_or_hub_id: A model folder, a run folder, or the id of a model on the Hub.
-        **kwargs: Passed to `AutoModelForCausalLM.from_pretrained`. Weights are float32 unless `dtype` says otherwise.
-
-    Returns:
-        The model, in `eval()` mode, and its tokenizer.
-
-    Raises:
-        ModelError: there is no such model, the folder holds none, or its weights are incomplete or not safetensors.
-    """
-    with _explained(_model_folder(path_or_hub_id)) as source:
-        settings = {"dtype": torch.float32, **kwargs, "use_safetensors": True, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
-        model, loading = loaded
-        if loading["missing_keys"]:  # Hugging Face fills these in at random
-            raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
-    tokenizer = load_tokenizer(path_or_hub_id)
-    return give_thoughts(model, tokenizer), tokenizer
-
-
-def _model_folder(path_or_hub_id: str | Path) -> str:
-    """The model inside a run folder; anything else as it is."""
-    inside = Path(path_or_hub_id) / "model"
-    return str(inside if (inside / "config.json").exists() else path_or_hub_id)
-
-
-@contextmanager
-def _explained(source: str) -> Iterator[str]:
-    """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
-    try:
-        yield source
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "
-            "Give a folder with config.json, model.safetensors and tokenizer.json, or the id of a model on the Hub."
-        ) from error
 
 
 def thought_settings(model: PreTrainedModel) -> ThoughtSettings:

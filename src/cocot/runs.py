@@ -6,7 +6,7 @@
     model/           the result: a plain Hugging Face folder
 
 Files are written beside their place and then renamed, so a kill leaves the old one or the new one. A checkpoint folder
-counts only once its `complete` file is there.
+counts only once it is sealed with `checksums.json`; a damaged one is never loaded.
 Read next: `training.py`, which fills it.
 """
 
@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,11 +29,11 @@ from typing import Any, TextIO
 
 import yaml
 
+from cocot.checksums import check, damage, is_sealed
 from cocot.config import RunConfig
 from cocot.errors import RunError
 from cocot.tasks.problem import Problem
 
-_COMPLETE = "complete"
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -126,6 +127,7 @@ class RunFolder:
     def adopt(self, other: RunFolder, count: int) -> None:
         """Take over the first `count` stages of another run, if they are done there and not here."""
         for entry in other.finished_stages()[len(self.finished_stages()) : count]:
+            check(other.path / entry["checkpoint"])
             with replaced(self.path / entry["checkpoint"]) as checkpoint:
                 shutil.copytree(other.path / entry["checkpoint"], checkpoint, dirs_exist_ok=True)
             self.rewind_log(entry["name"], -1)  # if the last try was killed here
@@ -163,13 +165,22 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def complete_checkpoints(stage: Path) -> list[Path]:
     """The checkpoints of a stage that were written to the end, oldest first."""
-    whole = [marker.parent for marker in stage.glob(f"checkpoint-*/{_COMPLETE}")]
+    whole = [folder for folder in stage.glob("checkpoint-*") if is_sealed(folder)]
     return sorted(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Declare a checkpoint whole."""
-    write_text(checkpoint / _COMPLETE, "")
+def newest_checkpoint(stage: Path) -> Path | None:
+    """The newest checkpoint of a stage that is as it was written. Damaged ones are named, and passed over."""
+    for folder in reversed(complete_checkpoints(stage)):
+        damaged = damage(folder)
+        if not damaged:
+            return folder
+        print(
+            f"cocot: warning: {folder} is damaged ({', '.join(damaged)} is not what was written there); "
+            "going on from what was saved before it.",
+            file=sys.stderr,
+        )
+    return None
 
 
 def prune_checkpoints(stage: Path, keep: int) -> None:

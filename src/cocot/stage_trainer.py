@@ -34,13 +34,14 @@ from transformers import (
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from cocot.batching import EpochSampler, StageData, collate
+from cocot.checksums import seal
 from cocot.config import TrainConfig
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation import evaluate, summarise
 from cocot.optimizers import build_optimizer, forget, inherit
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
-from cocot.runs import RunFolder, cannot_write, mark_complete, prune_checkpoints, replaced
+from cocot.runs import RunFolder, cannot_write, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
 
 _KEPT_CHECKPOINTS = 2
@@ -162,6 +163,7 @@ class StageTrainer(Trainer):
                     # not Trainer.save_model, which adds a pickle
                     self.accelerator.unwrap_model(self.model).save_pretrained(folder)
                     self._tokenizer.save_pretrained(folder)
+                    seal(folder)
             except Exception as error:
                 raise cannot_write(self._run.best, error) from error
         metrics = {
@@ -186,7 +188,7 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # every process adds its random state
             if self.is_world_process_zero():
-                mark_complete(folder)
+                seal(folder)
                 prune_checkpoints(folder.parent, keep=_KEPT_CHECKPOINTS)
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)

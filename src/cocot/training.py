@@ -30,13 +30,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 
 from cocot import tasks
 from cocot.batching import StageData
+from cocot.checksums import check
 from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
 from cocot.errors import ConfigError, DataError, Interrupted
-from cocot.model import add_missing, add_tokens, give_thoughts, load, load_tokenizer
+from cocot.loading import load, load_tokenizer
+from cocot.model import add_missing, add_tokens, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, cannot_write, complete_checkpoints, fingerprint, prune_checkpoints, replaced
+from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
 from cocot.tasks.files import read_problems
@@ -138,6 +140,7 @@ def _train_stages(
         _run_stage(config, stages, model, encoder, data, batches, run)
 
     def copy_best() -> None:
+        check(run.best)
         with replaced(run.model) as result:
             shutil.copytree(run.best, result, dirs_exist_ok=True)
 
@@ -266,7 +269,7 @@ def _run_stage(
         keeps_best=number == len(stages) - 1,
         inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
     )
-    checkpoint = next(reversed(complete_checkpoints(run.stage(stage.name))), None)
+    checkpoint = newest_checkpoint(run.stage(stage.name))
     _once(lambda: run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1))
     with trainer.pace.listening(), closing(trainer.journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -297,7 +300,7 @@ def _finish_stage(run: RunFolder, stages: Sequence[PlannedStage]) -> bool:
         return True
     planned = _with_leftover(run, stages)
     folder = run.stage(planned.stage.name)
-    checkpoint = next(reversed(complete_checkpoints(folder)), None)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return False
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
