@@ -54,6 +54,21 @@ CONFIGS = {
         "sliding_window": _WINDOW,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "gemma3_text": {  # scales its embeddings, slides, has a tied head
+        **_DECODER,
+        "head_dim": 8,
+        "sliding_window": _WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": True,
+    },
+    "gpt_neox": {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.15,
+    },
 }
 MODELS = tuple(CONFIGS)
 PROBLEMS = tuple(ProsQA().generate(24, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2, nodes=16))

@@ -43,6 +43,12 @@ class Thoughts:
 
     config: Any
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Hugging Face renames the weights of its own classes when it saves; ours hold the weights of such a class."""
+        original: Any = cls.__mro__[2]
+        return bool(original.is_custom_code())
+
     def forward(
         self,
         input_ids: Tensor | None = None,
