@@ -1,6 +1,7 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
-.PHONY: demo test lint bench clean
+# make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
+.PHONY: demo test lint fuzz bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +26,9 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .venv/ready
+	COCOT_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
 bench: .venv/ready
 	$(BIN)/cocot bench

@@ -254,7 +254,10 @@ def _question(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _piece(text: str, tokenizer: Tokenizer, *, add_special_tokens: bool = False) -> tuple[int, ...]:
-    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except TypeError as error:  # what a tokenizer makes of half of a character, a lone surrogate
+        raise DataError(f"{text!r} is not text that a tokenizer can cut: {error}.") from error
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         unknown = [
             word for word in text.split() if tokenizer.unk_token_id in tokenizer.encode(word, add_special_tokens=False)

@@ -25,6 +25,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +94,30 @@ def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Where every item stands, and the item: an object, or a line of text."""
     start = text.lstrip()[:1000]
     if start.startswith("[") or '"test_example"' in start:
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: malformed JSON: {error.msg}. {_FORMAT}") from error
-        yield from ((f"{path}, item {number}", item) for number, item in enumerate(_listed(items), start=1))
+        items = _listed(_parsed(text, path, 1))
+        yield from ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))
         return
     is_json = "||" not in start.split("\n")[0] or start.startswith("{")
     # split("\n"), not splitlines(): JSON strings may hold other line separators
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line) if is_json else line
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: malformed JSON: {error.msg}. {_FORMAT}") from error
+            yield f"{path}:{number}", _parsed(line, path, number) if is_json else line
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where, reason = f"{path}:{first_line + error.lineno - 1}", error.msg
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        where, reason = f"{path}:{first_line}", str(error)
+    raise DataError(f"{where}: malformed JSON: {reason}. {_FORMAT}")
 
 
 def _listed(items: Any) -> list[Any]:
-    return list(items.values()) if isinstance(items, dict) else list(items)
+    if isinstance(items, dict):
+        return list(items.values())
+    return list(items) if isinstance(items, list) else [items]
 
 
 def _problem(item: Any, where: str) -> Problem:
@@ -144,16 +151,21 @@ def problem_of(item: Any, where: str) -> Problem:
     if not isinstance(item, dict):
         raise DataError(f"{where}: got {type(item).__name__}, not an object. {_FORMAT}")
     for name in ("question", "answer"):
-        if not isinstance(item.get(name), str) or not item[name].strip():
+        if not _is_text(item.get(name)):
             raise DataError(f"{where}: field {name!r} is missing, empty or not text. {_FORMAT}")
     steps = item.get("steps", [])
-    if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
+    if not isinstance(steps, list) or not all(map(_is_text, steps)):
         raise DataError(f"{where}: field 'steps' must be a list of non-empty texts. {_FORMAT}")
     try:
         graph = _graph(item)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: the graph is damaged: {error!r}. Mend it or leave its fields out.") from error
     return Problem(item["question"], tuple(steps), item["answer"], graph)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text with something in it; JSON can also spell halves of characters (lone surrogates)."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def _graph(item: dict[str, Any]) -> Graph | None:
@@ -165,4 +177,9 @@ def _graph(item: dict[str, Any]) -> Graph | None:
         return None
     edges = tuple((int(source), int(destination)) for source, destination in values["edges"])
     nodes = {name: int(values[name]) for name in ("root", "target", "distractor")}
-    return Graph(symbols=tuple(values["symbols"]), edges=edges, **nodes)
+    symbols = tuple(values["symbols"])
+    if not all(map(_is_text, symbols)) or len(set(symbols)) < len(symbols):
+        raise ValueError("its symbols are not texts that differ")
+    if unknown := {*chain.from_iterable(edges), *nodes.values()} - set(range(len(symbols))):
+        raise ValueError(f"node {min(unknown)} has no symbol")
+    return Graph(symbols=symbols, edges=edges, **nodes)
