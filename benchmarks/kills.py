@@ -20,8 +20,8 @@ from tempfile import mkdtemp
 
 from cocot.runs import RunFolder
 
-SETTINGS = "--data.num_train 1024 --data.num_valid 20 --train.save_steps 3 --train.logging_steps 1".split()
-SETTINGS += "--curriculum.first_epochs 2 --curriculum.epochs_per_stage 2".split()
+SETTINGS = ["--data.num_train", "1024", "--data.num_valid", "20", "--train.save_steps", "3"]
+SETTINGS += ["--train.logging_steps", "1", "--curriculum.first_epochs", "2", "--curriculum.epochs_per_stage", "2"]
 
 
 def begin(folder: Path) -> subprocess.Popen[bytes]:
