@@ -21,7 +21,7 @@ FLOORS = (
     ("curriculum", "config", "recipe_files", "plan", "studies"),
     ("deferred", "passes", "thinking"),
     ("batching", "model", "loading", "scratch", "optimizers", "runs"),
-    ("generation", "probing", "custom_generate"),
+    ("generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (
         "search_view",

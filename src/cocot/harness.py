@@ -1,0 +1,91 @@
+"""lm-evaluation-harness with thoughts: a model class, registered as `cocot`.
+
+In: what the harness is given. Out: its results, with the thoughts of a question before every continuation.
+
+    pip install 'cocot[lm-eval]'
+    python -m cocot.harness run --model cocot --model_args pretrained=runs/demo/coconut --include_path DIR --tasks mine
+
+A task's context is the question, as cocot writes one: then a line break, the thoughts, and what is scored or generated.
+Log-likelihoods are those of `probing.continuation_log_probs`, generations those of `generation.answer`.
+Read next: `curriculum.py` (how a prompt is laid out).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cocot.curriculum import encode_question
+from cocot.errors import ConfigError, DataError
+from cocot.loading import load
+from cocot.model import thought_settings
+
+
+@register_model("cocot")
+class CocotLM(HFLM):  # type: ignore[misc]
+    """A model that thinks, as lm-evaluation-harness knows models."""
+
+    def __init__(self, pretrained: Any, tokenizer: Any = None, num_thoughts: int | None = None, **kwargs: Any) -> None:
+        """Wrap a model.
+
+        Args:
+            pretrained: A run folder, a model folder, the id of a model on the Hub, or a model that was given thoughts.
+            tokenizer: The model's tokenizer; needed with a model, and with nothing else.
+            num_thoughts: Thoughts before each continuation; None for as many as the model was trained with.
+            **kwargs: As lm-evaluation-harness's `hf` model takes them: `batch_size`, `device`, ...
+
+        Raises:
+            ModelError: there is no such model.
+            ConfigError: the model was not trained to think and `num_thoughts` is None.
+        """
+        device = kwargs.pop("device", None)
+        if isinstance(pretrained, str):
+            pretrained, tokenizer = load(pretrained)
+            pretrained.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(pretrained=pretrained, tokenizer=tokenizer, **kwargs)
+        self._settings = thought_settings(pretrained)
+        count = self._settings.num_thoughts if num_thoughts is None else num_thoughts
+        if count is None:
+            raise ConfigError("this model was not trained to think; say num_thoughts=k, 0 for words alone.")
+        self._num_thoughts = count
+
+    def _prompt(self, context: str) -> list[int]:
+        return encode_question(context, self._num_thoughts, self._settings, self.tokenizer)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The question with its thoughts, and what is scored after them; cut into tokens apart, as in training."""
+        return self._prompt(context), self.tokenizer.encode(continuation, add_special_tokens=False)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The questions with their thoughts, padded: ids and mask, both (questions, columns).
+
+        Raises:
+            DataError: a question does not fit beside what is to be generated; cutting it would ask another question.
+        """
+        rows = [torch.tensor(self._prompt(text)) for text in strings]
+        longest = max(map(len, rows))
+        if left_truncate_len is not None and longest > left_truncate_len:
+            raise DataError(
+                f"a question takes {longest} tokens, thoughts included, and {left_truncate_len} are left beside its "
+                "answer; lower max_gen_toks, or take a model with a longer context."
+            )
+        pad_id = self.tokenizer.pad_token_id
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side=padding_side)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=padding_side)
+        return ids, mask
+
+
+if __name__ == "__main__":
+    cli_evaluate()
