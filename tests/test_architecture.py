@@ -20,7 +20,7 @@ FLOORS = (
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "config", "recipe_files", "plan", "studies"),
     ("deferred", "passes", "thinking"),
-    ("batching", "model", "loading", "scratch", "optimizers", "runs"),
+    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs"),
     ("generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (

@@ -38,20 +38,44 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Small matrices that are trained in the place of a model's own; see `adapters.py`.
+
+    Attributes:
+        rank: Inner size of each pair of matrices.
+        alpha: Scale: their product counts alpha / rank times.
+        dropout: Of what goes into them.
+        modules: Names of the modules that get them, or all-linear for every matrix product but the head's.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, "model.lora.rank", self.rank)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Where the model comes from: exactly one of the two.
+    """Where the model comes from: exactly one of path and init.
 
     Attributes:
         path: Hub id or local folder of a causal language model.
         init: Shape of a model from scratch; it gets a word-level tokenizer of the task.
+        lora: Train an adapter of this shape and not the model's own weights; null to train all weights.
     """
 
     path: str | None = None
     init: InitConfig | None = None
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.init is None):
             raise ConfigError("set exactly one of model.path (hub id or folder) and model.init (from scratch).")
+        if self.lora and self.init:
+            raise ConfigError("model.lora adapts a trained model, and model.init is not; leave one of the two out.")
 
 
 @dataclass(frozen=True)
@@ -187,3 +211,7 @@ class RunConfig:
     seed: int = 0
     cost: str = ""
     result: str = ""
+
+    def __post_init__(self) -> None:
+        if self.model.lora and self.train.optimizer == "muon":
+            raise ConfigError("train.optimizer muon is for a model's own matrices; with model.lora take adamw.")

@@ -23,7 +23,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, factor: float = 1.0) 
     betas = (_ADAM_BETA1, config.adam_beta2)
     rate, decay = config.learning_rate * factor, config.weight_decay
     if config.optimizer == "adamw":
-        return AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=decay, fused=True)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return AdamW(trained, lr=rate, betas=betas, weight_decay=decay, fused=True)
     matrices = _block_matrices(model)
     chosen = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]

@@ -29,8 +29,9 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
+from cocot.adapters import merged, with_adapter
 from cocot.batching import StageData
-from cocot.checksums import check
+from cocot.checksums import check, seal
 from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
 from cocot.errors import ConfigError, DataError, Interrupted
@@ -142,7 +143,15 @@ def _train_stages(
     def copy_best() -> None:
         check(run.best)
         with replaced(run.model) as result:
-            shutil.copytree(run.best, result, dirs_exist_ok=True)
+            if config.model.lora is None:
+                shutil.copytree(run.best, result, dirs_exist_ok=True)
+                return
+            whole, _ = _adapted(config, run.best)
+            plain = merged(whole)
+            plain.config.thoughts = model.config.thoughts
+            plain.save_pretrained(result)
+            tokenizer.save_pretrained(result)
+            seal(result)
 
     _once(copy_best)
 
@@ -231,15 +240,29 @@ def prepare_model(
     """The model at the start of the first stage that is not done yet; `problems` make a vocabulary from scratch."""
     set_seed(config.seed)
     finished = run.finished_stages() if run else []
-    if run and finished:
-        return load(run.path / finished[-1]["checkpoint"])
+    checkpoint = run.path / finished[-1]["checkpoint"] if run and finished else None
+    if config.model.lora is not None:
+        return _adapted(config, checkpoint)
+    if checkpoint:
+        return load(checkpoint)
     if config.model.init is not None:
         scratch = build_tokenizer(problems, config.model.init.tokens)
         return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
+    return _pretrained(config)
+
+
+def _pretrained(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     assert config.model.path is not None
     model, tokenizer = load(config.model.path)
     add_tokens(model, tokenizer, (PAUSE,))  # whatever the method: runs that share stages have one vocabulary
     return model, tokenizer
+
+
+def _adapted(config: RunConfig, saved: Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with an adapter, a new one or one of the run's own."""
+    assert config.model.lora is not None
+    model, tokenizer = _pretrained(config)
+    return with_adapter(model, tokenizer, config.model.lora, config.seed, saved), tokenizer
 
 
 def _run_stage(

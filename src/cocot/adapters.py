@@ -1,0 +1,100 @@
+"""LoRA by peft: a large model learns to think through small matrices, and only the new tokens' embeddings move.
+
+In: a model that was given thoughts. Out: peft's model around it, which trains; or, merged, a plain model again.
+
+    model = with_adapter(model, tokenizer, LoraSettings(rank=8), seed=0)
+    model = merged(model)
+
+Checkpoints of such a run hold the adapter alone; the run's `model/` is merged, a plain Hugging Face folder.
+Read next: `training.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.pytorch_utils import Conv1D
+
+from cocot.checksums import check
+from cocot.config import LoraSettings
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS
+from cocot.errors import ConfigError, ModelError
+
+
+def with_adapter(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: LoraSettings,
+    seed: int,
+    saved: Path | None = None,
+) -> Any:
+    """Put an adapter around a model, a new one or one that was saved.
+
+    Args:
+        model: A model that was given thoughts, and every token that training uses.
+        tokenizer: Its tokenizer.
+        settings: The adapter's shape.
+        seed: Seeds a new adapter.
+        saved: A checkpoint with an adapter; None for a new one.
+
+    Returns:
+        A `PeftModel`. What trains in it: the adapter's matrices, and the rows of the thought and pause tokens in the
+        embeddings and the head.
+
+    Raises:
+        ConfigError: peft is not installed, or cannot put an adapter on the modules that are named.
+        ModelError: the saved adapter is of another shape.
+        RunError: files of the checkpoint are not what was written there.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"model.lora takes the package peft: pip install 'cocot[lora]' ({error}).") from error
+    with warnings.catch_warnings():  # peft still uses names that transformers will drop; nobody here can help it
+        warnings.simplefilter("ignore", FutureWarning)
+        if saved is not None:
+            check(saved)
+            try:
+                return peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True)
+            except (RuntimeError, ValueError) as error:
+                raise ModelError(f"cannot read the adapter in {saved}: {str(error).splitlines()[0]}") from error
+        set_seed(seed)
+        try:
+            return peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings)))
+        except ValueError as error:
+            raise ConfigError(f"model.lora does not fit this model: {str(error).splitlines()[0]}") from error
+
+
+def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: LoraSettings) -> dict[str, Any]:
+    """The settings as peft names them."""
+    new_ids = [tokenizer.convert_tokens_to_ids(token) for token in (*SPECIAL_TOKENS, PAUSE)]
+    return {
+        "task_type": "CAUSAL_LM",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": settings.modules,
+        "fan_in_fan_out": any(
+            isinstance(part, Conv1D) for part in model.modules()
+        ),  # GPT-2 has its matrices transposed
+        "trainable_token_indices": {_name(model, table): new_ids for table in _tables(model)},
+    }
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """The model with its adapter added to its weights: as it was before `with_adapter`, of the same class."""
+    plain: PreTrainedModel = model.merge_and_unload()
+    return plain
+
+
+def _tables(model: Any) -> list[Any]:
+    """The embeddings, and the head where it is not the same weights."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return [embeddings] if head.weight is embeddings.weight else [embeddings, head]
+
+
+def _name(model: Any, module: Any) -> str:
+    return next(str(name) for name, part in model.named_modules() if part is module)

@@ -1,0 +1,178 @@
+"""Promises of LoRA: gradients of the definition, nothing else moves, and the result is a plain model."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from conftest import LATENT_ID, TOKENIZER, make_model, make_thinker
+from runs_support import tiny_config, weights
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import cocot
+from cocot.batching import collate
+from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
+from cocot.curriculum import PAUSE, Example
+from cocot.errors import ConfigError, RunError
+from cocot.runs import RunFolder, complete_checkpoints
+from cocot.training import train
+
+pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
+
+from cocot.adapters import merged, with_adapter
+
+# Largest relative difference allowed in float32. Measured: gradients 2.2e-6, the worst of three models.
+TOLERANCE = 1e-5
+NAMES = ["llama", "gpt2", "qwen3"]  # a head of its own; tied, and Conv1D; tied
+LORA = LoraSettings(rank=4, alpha=8.0)
+ROWS = [([9, 10, 11, LATENT_ID, LATENT_ID, 12, 13], 5), ([14, LATENT_ID, 15, 16], 2), ([17, 18, 19], 1)]
+
+
+def adapted(model: Any) -> Any:
+    """The model with an adapter that is not zero anywhere."""
+    found = with_adapter(model, TOKENIZER, LORA, seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return found
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_definitions(name: str) -> None:
+    """Of the adapter's matrices and of the new tokens' rows, thoughts and padding included; no other weight has any."""
+    model, oracle = adapted(make_thinker(name)).train(), adapted(plain(name))
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    examples = [Example(ids, [*[-100] * start, *ids[start:]], start, ids.count(LATENT_ID)) for ids, start in ROWS]
+    batch = collate(examples, TOKENIZER.pad_token_id, LATENT_ID)
+    loss = model(**batch).loss
+    loss.backward()
+    rows = [(example.input_ids, example.labels) for example in examples]
+    expected, _, grads = reference.batch_results(oracle, rows, LATENT_ID)
+    assert abs(float(loss.detach() - expected)) < TOLERANCE * float(expected)
+    largest = max(float(grads[key].abs().max()) for key in trained(oracle))
+    ours = trained(model)
+    assert ours.keys() == trained(oracle).keys()
+    assert any("lora_" in key for key in ours)
+    assert any("trainable_tokens" in key for key in ours)
+    worst = max(float((parameter.grad - grads[key]).abs().max()) for key, parameter in ours.items()) / largest
+    assert worst < TOLERANCE, worst
+    assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def plain(name: str) -> Any:
+    """The bare Hugging Face model with as many tokens."""
+    model = make_model(name)
+    model.resize_token_embeddings(len(TOKENIZER))
+    model.load_state_dict(make_thinker(name).state_dict())
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_merged_is_what_it_was(name: str) -> None:
+    """The same class, the same keys, the logits of the adapted model."""
+    before = make_thinker(name)
+    keys = list(before.state_dict())
+    model = adapted(deepcopy(before)).eval()
+    ids = torch.tensor([ROWS[0][0]])
+    with torch.no_grad():
+        logits, bare = model(input_ids=ids).logits, before(input_ids=ids).logits
+        after = merged(model)
+        assert type(after) is type(before)
+        assert list(after.state_dict()) == keys
+        assert float((after(input_ids=ids).logits - logits).abs().max()) < TOLERANCE * float(logits.abs().max())
+    assert float((bare - logits).abs().max()) > 1000 * TOLERANCE * float(logits.abs().max())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of somebody else: it knows the task's words, and no thoughts."""
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny_config(curriculum={"method": "cot"}, train={"save_steps": 100})
+    run = train(config, folder / "run")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.model), cocot.load(run.path)[1]
+    del model.config.thoughts
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def config_of(base: Path) -> RunConfig:
+    found = tiny_config(path=str(base), curriculum={"epochs_per_stage": 2})
+    return RunConfig(ModelConfig(path=str(base), lora=LORA), found.data, found.curriculum, found.train)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_run_trains_the_adapter_alone_and_goes_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are adapters, the result is a plain model; stopped in every stage, it ends bit for bit the same."""
+    config = config_of(base)
+    whole = train(config, tmp_path / "whole")
+    log = RunFolder.log
+    stops = [("stage_0", 3), ("stage_1", 5), ("stage_1", 8), ("final", 2)]
+    for stage, step in stops:
+
+        def stop(run: RunFolder, entry: dict[str, Any], stage: str = stage, step: int = step) -> None:
+            log(run, entry)
+            if (entry["stage"], entry["step"]) == (stage, step):
+                raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "log", stop)
+            with pytest.raises(Killed):
+                train(config, tmp_path / "run")
+    run = train(config, tmp_path / "run")
+    ours, theirs = weights(run.path), weights(whole.path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    (checkpoint,) = complete_checkpoints(run.stage("stage_0"))
+    assert not (checkpoint / "model.safetensors").exists()
+    assert set(load_file(checkpoint / "adapter_model.safetensors"))
+    before = load_file(base / "model.safetensors")
+    moved = {name for name in before if not torch.equal(ours[name][: len(before[name])], before[name])}
+    assert {name.split(".")[-2] for name in moved} == {"c_attn", "c_proj", "c_fc", "wte"}
+    assert all(name.endswith("weight") for name in moved)
+    tokenizer = cocot.load(run.path)[1]
+    new: Any = [tokenizer.convert_tokens_to_ids(token) for token in ("<|latent|>", "<|start-latent|>", PAUSE)]
+    rows = (ours["transformer.wte.weight"] != before["transformer.wte.weight"]).any(dim=1).nonzero().flatten()
+    assert set(rows.tolist()) <= {*new, tokenizer.convert_tokens_to_ids("<|end-latent|>")}
+    assert rows.numel()
+    config_file = json.loads((run.model / "config.json").read_text())
+    assert config_file["thoughts"]["num_thoughts"] == 1
+    assert config_file["architectures"] == ["GPT2LMHeadModel"]
+    assert cocot.answer(*cocot.load(run.path), ["1 2 ; ? 2 1 1"], max_new_tokens=4)
+    (run.best / "adapter_model.safetensors").write_bytes(b"")
+    (run.model / "model.safetensors").unlink()
+    (run.model / "config.json").unlink()
+    with pytest.raises(RunError, match="is not what was written there"):
+        cocot.load(run.path / "best")
+
+
+def test_what_does_not_go_together_is_refused(base: Path, tmp_path: Path) -> None:
+    """With a model from scratch, with Muon, on modules that are not there: each says so."""
+    with pytest.raises(ConfigError, match=r"model\.lora adapts a trained model"):
+        ModelConfig(init=tiny_config().model.init, lora=LORA)
+    with pytest.raises(ConfigError, match=r"with model\.lora take adamw"):
+        RunConfig(ModelConfig(path="x", lora=LORA), train=TrainConfig(optimizer="muon"))
+    with pytest.raises(ConfigError, match=r"model\.lora\.rank is 0"):
+        LoraSettings(rank=0)
+    config = config_of(base)
+    wrong = ModelConfig(path=str(base), lora=LoraSettings(modules=["abacus"]))
+    with pytest.raises(ConfigError, match=r"model\.lora does not fit this model: .*abacus"):
+        train(RunConfig(wrong, config.data, config.curriculum, config.train), tmp_path / "run")
