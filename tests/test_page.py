@@ -150,6 +150,27 @@ def test_problems_without_a_graph(run: Path, tmp_path: Path) -> None:
     assert "have no graph" in (tmp_path / "report.html").read_text()
 
 
+def test_a_model_without_thoughts(run: Path, tmp_path: Path) -> None:
+    """Its tree and its answers are there; the figures about thoughts are left out, with a sentence."""
+    shutil.copytree(run, tmp_path / "run")
+    whole = made_search()
+    search = replace(
+        whole,
+        values=whole.values[:1],
+        outputs=whole.outputs[:1],
+        correct=whole.correct[:1],
+        thoughts=np.zeros((3, 0, 0), np.float32),
+        nearest=[[]] * 3,
+        nearest_values=np.zeros((3, 0, 1), np.float32),
+    )
+    search.write(tmp_path / "run" / "search")
+    write_page([tmp_path / "run"], tmp_path / "report.html")
+    data = data_of(tmp_path / "report.html")
+    assert len(data["searches"]["search0"][0]["values"]) == 1
+    assert len(data["specs"]) == 3  # training, answers, categories
+    assert "was probed without thoughts" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
 def test_the_page_in_a_browser(run: Path, page: Path) -> None:
     """No error and no request; the slider, by keyboard, shows the values of the data; odd text is shown as text."""

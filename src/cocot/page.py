@@ -76,6 +76,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
         if search.node.size:
             _add_search(figures, specs, name, search)
+            if len(search.values) == 1:
+                missing.append(f"{name} was probed without thoughts: no figure about what they hold.")
         else:
             missing.append(f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes.")
     if not searches:
@@ -146,6 +148,8 @@ def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str,
         "Whole and partial paths count; with no step left to write only a label remains."
     )
     _add(figures, specs, f"What {name} writes after its thoughts", charts.categories(search), text)
+    if len(search.values) == 1:
+        return
     for height, definition in (("height_shortest", "nearest"), ("height_longest", "farthest")):
         text = (
             "Nodes that the next step can lead to. A low node is easily seen through: a wrong one of height 0 is a leaf"
