@@ -72,14 +72,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     ]
     searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
     for name, search in searches.items():
-        text = "From where the model, after k thoughts, goes on in words. Bars are 95 % intervals."
-        _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
-        if search.node.size:
-            _add_search(figures, specs, name, search)
-            if len(search.values) == 1:
-                missing.append(f"{name} was probed without thoughts: no figure about what they hold.")
-        else:
-            missing.append(f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes.")
+        missing += _add_search(figures, specs, name, search)
     if not searches:
         missing.append("No run was probed, so there is no search to see: `cocot probe RUN` adds it.")
     for run in runs.values():
@@ -142,14 +135,19 @@ _COLOURS_OF_THE_PAGE = {
 """Drawn as SVG, `currentColor` is the page's ink, in light and in dark."""
 
 
-def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> None:
+def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> list[str]:
+    """Add the figures that the search has enough for; returns a sentence on those it has not."""
+    text = "From where the model, after k thoughts, goes on in words. Bars are 95 % intervals."
+    _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
+    if not search.node.size:
+        return [f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes."]
     text = (
         "What the model writes after k thoughts, graded against the problem's graph (arXiv 2412.06769, section 5). "
         "Whole and partial paths count; with no step left to write only a label remains."
     )
     _add(figures, specs, f"What {name} writes after its thoughts", charts.categories(search), text)
     if len(search.values) == 1:
-        return
+        return [f"{name} was probed without thoughts: no figure about what they hold."]
     for height, definition in (("height_shortest", "nearest"), ("height_longest", "farthest")):
         text = (
             "Nodes that the next step can lead to. A low node is easily seen through: a wrong one of height 0 is a leaf"
@@ -163,6 +161,7 @@ def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str,
         " little and the top three nearly all, several branches are kept open."
     )
     _add(figures, specs, f"Branches held at once: {name}", charts.parallelism(search), text)
+    return []
 
 
 def _trees(search: Search) -> list[dict[str, Any]]:
