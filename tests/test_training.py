@@ -347,7 +347,7 @@ def test_checkpointing_is_refused_where_it_would_be_wrong(tmp_path: Path) -> Non
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """`torchrun` with two processes reaches one process's weights to float noise, and leaves one tidy run folder."""
-    config = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0})
+    config = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0}, data={"num_valid": 5})  # 3 and 2 a process
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     train(config, tmp_path / "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cocot"]

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedTokenizerBase,
@@ -37,7 +38,7 @@ from cocot.batching import EpochSampler, StageData, collate
 from cocot.checksums import seal
 from cocot.config import TrainConfig
 from cocot.errors import ConfigError, RunError
-from cocot.evaluation import evaluate, summarise
+from cocot.evaluation import Record, evaluate, summarise
 from cocot.optimizers import build_optimizer, forget, inherit
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
@@ -146,16 +147,7 @@ class StageTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
         began = time.perf_counter()
-        records = evaluate(
-            self.accelerator.unwrap_model(self.model),
-            self._tokenizer,
-            self._validation.task,
-            self._validation.problems,
-            num_thoughts=self._validation.num_thoughts,
-            batch_size=self.config.eval_batch_size,
-            max_new_tokens=self.config.eval_max_new_tokens,
-        )
-        summary = summarise(records)
+        summary = summarise(self._validate())
         best_before = max((entry.get(ACCURACY, -1.0) for entry in self.state.log_history), default=-1.0)
         if self._keeps_best and summary.accuracy > best_before and self.is_world_process_zero():
             try:
@@ -175,6 +167,23 @@ class StageTrainer(Trainer):
         if self.planned.is_over(self.state.epoch, summary.accuracy):
             self.control.should_training_stop = True
         return metrics
+
+    def _validate(self) -> list[Record]:
+        """Records of the validation problems; each process asks its share of them."""
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        own = self._validation.problems[rank::world_size]
+        records = evaluate(
+            self.accelerator.unwrap_model(self.model),
+            self._tokenizer,
+            self._validation.task,
+            own,
+            num_thoughts=self._validation.num_thoughts,
+            batch_size=self.config.eval_batch_size,
+            max_new_tokens=self.config.eval_max_new_tokens,
+        )
+        gathered: list[Record] = gather_object(records)
+        assert len(gathered) == len(self._validation.problems)
+        return gathered
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""

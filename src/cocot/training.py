@@ -89,6 +89,10 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
             f"an epoch of {len(first)} problems holds no batch of {config.train.batch_size}; "
             "lower train.batch_size or give more problems."
         )
+    if len(data.valid) < world_size:
+        raise ConfigError(
+            f"{len(data.valid)} validation problems leave some of {world_size} processes idle; give more."
+        )
     run = RunFolder(folder)
 
     def open_folder() -> None:
