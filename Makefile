@@ -1,7 +1,8 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
+# make test-matrix   the suite with the oldest and the newest transformers that are supported
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test test-matrix lint fuzz bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,8 +31,20 @@ lint: .venv/ready
 fuzz: .venv/ready
 	COCOT_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
+# an environment of its own for each version; all other packages as in constraints.txt, where they allow it
+test-matrix:
+	set -e; for version in ==5.17.0 ''; do \
+	  rm -rf .venv-matrix; $(PYTHON) -m venv .venv-matrix; \
+	  grep -E '^(torch|numpy|pytest|selenium|altair)==' constraints.txt > .venv-matrix/constraints.txt; \
+	  .venv-matrix/bin/python -m pip install --quiet --constraint .venv-matrix/constraints.txt torch numpy; \
+	  .venv-matrix/bin/python -m pip install --quiet --constraint .venv-matrix/constraints.txt \
+	    --editable '.[dev]' "transformers$$version"; \
+	  .venv-matrix/bin/python -m pip list | grep -E '^(torch|transformers|accelerate|peft) '; \
+	  .venv-matrix/bin/python -m pytest -n 2; \
+	done
+
 bench: .venv/ready
 	$(BIN)/cocot bench
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-matrix runs
