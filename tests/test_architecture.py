@@ -36,7 +36,7 @@ FLOORS = (
         "export",
     ),
     ("bench.measure", "bench.workload", "bench.ratios", "bench"),
-    ("cli", "__main__"),
+    ("arguments", "cli", "__main__"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for floor in FLOORS for name in floor)}
 NO_TORCH = ("cocot", "cocot.tasks", "cocot.curriculum", "cocot.config", "cocot.plan", "cocot.report", "cocot.cli")

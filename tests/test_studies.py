@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from runs_support import environment
 
-from cocot.cli import build_parser, main
+from cocot.arguments import build_parser
+from cocot.cli import COMMANDS, main
 from cocot.comparison import compare, make_trainings
 from cocot.curriculum import METHODS
 from cocot.errors import ConfigError
@@ -88,7 +89,7 @@ def main_error(words: list[str]) -> None:
     """The command, its error not yet turned into a line."""
     args = build_parser().parse_args(["reproduce", *words])
     args.overrides = []
-    args.command(args)
+    COMMANDS[args.command](args)
 
 
 @pytest.mark.parametrize(

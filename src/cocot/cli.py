@@ -19,14 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cocot.arguments import PAGE, build_parser
 from cocot.errors import CocotError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from cocot.config import RunConfig
     from cocot.tasks.problem import Problem, Task
-
-_PAGE = "report.html"
-_EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     args.overrides = overrides
     try:
-        command: Callable[[argparse.Namespace], int] = args.command
-        return command(args)
+        return COMMANDS[args.command](args)
     except CocotError as error:
         print(f"cocot: {error}", file=sys.stderr)
         if isinstance(error, Interrupted):
@@ -53,150 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cocot: interrupted.", file=sys.stderr)
         return 130
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
-    parser = argparse.ArgumentParser(
-        prog="cocot", description="Language models that reason in a continuous latent space.", epilog=_EPILOG
-    )
-    parser.set_defaults(takes_overrides=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(
-        name: str, command: Callable[[argparse.Namespace], int], text: str, **defaults: Any
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=command, **defaults)
-        return sub
-
-    sub = add("train", _train, "train a model by a recipe, or go on with a run that was stopped", takes_overrides=True)
-    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
-    sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
-    sub.add_argument("--shares-with", type=Path, help="another method's run: stages that are the same work are copied")
-    sub.add_argument("--until-eof", action="store_true", help="stop, as by Ctrl-C, when standard input ends")
-    sub.add_argument("--dry-run", action="store_true", help="print the schedule and one encoded problem; train nothing")
-    sub.epilog = (
-        "Every field of the recipe can follow: --curriculum.method cot --seed 1 (see `cocot recipes --fields`)."
-    )
-
-    sub = add(
-        "compare",
-        _compare,
-        "train several methods by one recipe, and evaluate them on the same problems",
-        takes_overrides=True,
-    )
-    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
-    sub.add_argument("--methods", default="cot,no_cot,pause_as_thought,coconut", help="methods, with commas between")
-    sub.add_argument("--problems", type=int, default=1000, help="fresh problems to evaluate on (default: %(default)s)")
-    sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
-    sub.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores")
-    sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
-
-    sub = add(
-        "reproduce",
-        _reproduce,
-        "make a table of results: the paper's, or one of our own studies",
-        takes_overrides=True,
-    )
-    sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing")
-    sub.add_argument("--scale", default="cpu", help="cpu, gpu or paper (default: %(default)s)")
-    sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
-    sub.add_argument(
-        "--axis",
-        action="append",
-        default=[],
-        metavar="NAME=VALUES",
-        help="other values of an axis of the study, with commas between: --axis layers=2,4 --axis hops=2",
-    )
-    sub.add_argument("--seeds", type=int, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)")
-    sub.add_argument("--problems", type=int, help="problems a test set (default: as the study says)")
-    sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
-    sub.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else 1)")
-    sub.add_argument(
-        "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
-    )
-    sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
-
-    sub = add("eval", _eval, "accuracy, tokens and seconds of a model")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
-    _add_task_argument(sub)
-    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
-    sub.add_argument(
-        "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
-    )
-    sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
-    sub.add_argument(
-        "--out", type=Path, help="JSONL file of one record a problem (default: eval.jsonl beside the model)"
-    )
-    _add_problem_arguments(sub, count=1000)
-
-    sub = add("ask", _ask, "answer a question")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
-    sub.add_argument("question")
-    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
-    sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
-    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
-
-    sub = add("probe", _probe, "what a model thinks of every node of a search, thought by thought")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
-    _add_task_argument(sub)
-    sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
-    sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
-    sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
-    sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
-    _add_problem_arguments(sub, count=200)
-
-    sub = add("report", _report, "write one HTML page about runs: tables, figures, the search tree to play with")
-    sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
-    sub.add_argument("--out", type=Path, help=f"the file (default: {_PAGE} in the first folder)")
-
-    sub = add("export", _export, "write a folder that thinks without cocot: generate, pipeline, transformers serve")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
-    sub.add_argument("folder", type=Path, help="folder to write, new or empty")
-    embeds = sub.add_argument_group("prompt embeddings")
-    embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")
-    embeds.add_argument("--thoughts", type=int, help="thoughts a question (default: as trained)")
-    _add_task_argument(sub)
-    _add_problem_arguments(sub, count=100)
-
-    sub = add("data", _data, "make problems, with their statistics")
-    sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
-    sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    _add_problem_arguments(sub, count=1000)
-
-    sub = add("bench", _bench, "measure speed and memory as ratios; the last line is JSON")
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    sub.add_argument("--rounds", type=int, default=3, help="pairs a ratio; the median counts (default: %(default)s)")
-    sub.add_argument("--shapes", default="small,124m", help="models, with commas between (default: %(default)s)")
-    sub.add_argument("--batch-size", type=int, help="rows a training step (default: what suits the device)")
-
-    sub = add("recipes", _recipes, "list the shipped recipes with cost and result")
-    sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
-    add("env", _env, "print versions and machine, for bug reports")
-    return parser
-
-
-def _add_task_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help="prosqa, prontoqa or gsm8k (default: that of the run, and its problems)")
-
-
-def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
-    """Where problems come from: a file, or the task's generator."""
-    source = parser.add_argument_group("problems")
-    source.add_argument("--data", type=Path, help="file of problems, or hub:NAME:SPLIT; otherwise they are generated")
-    source.add_argument("-n", "--count", type=int, default=count, help="how many to generate (default: %(default)s)")
-    source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
-    source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
-    source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
-    source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
-    source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
-    source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
-    source.add_argument("--hops", type=int, nargs="+", help="prontoqa: rules of a proof")
-    source.add_argument("--steps", type=int, nargs="+", help="gsm8k: equations a problem, 1 to 6")
-    source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
 
 
 def _problems(args: argparse.Namespace) -> tuple[Task, list[Problem]]:
@@ -329,7 +182,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     print("", *shortcuts(table), sep="\n")
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
     try:
-        print(f"page: {_write_page([out], out / _PAGE)}")
+        print(f"page: {_write_page([out], out / PAGE)}")
     except ConfigError as error:  # the table stands without it
         print(error)
     return 0
@@ -433,7 +286,7 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    print(f"page: {_write_page(args.runs, args.out or args.runs[0] / _PAGE)}")
+    print(f"page: {_write_page(args.runs, args.out or args.runs[0] / PAGE)}")
     return 0
 
 
@@ -515,3 +368,19 @@ def _env(args: argparse.Namespace) -> int:
 
     print(json.dumps(environment(), indent=2))
     return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": _train,
+    "compare": _compare,
+    "reproduce": _reproduce,
+    "eval": _eval,
+    "ask": _ask,
+    "probe": _probe,
+    "report": _report,
+    "export": _export,
+    "data": _data,
+    "bench": _bench,
+    "recipes": _recipes,
+    "env": _env,
+}

@@ -1,0 +1,154 @@
+"""The arguments of every command: `cocot train | eval | ask | probe | compare | reproduce | report | export | ...`.
+
+In: nothing. Out: a parser; `command` of what it parses is the name of the command.
+Read next: `cli.py`, which runs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+PAGE = "report.html"
+_EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="cocot", description="Language models that reason in a continuous latent space.", epilog=_EPILOG
+    )
+    parser.set_defaults(takes_overrides=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, **defaults: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=name, **defaults)
+        return sub
+
+    sub = add("train", "train a model by a recipe, or go on with a run that was stopped", takes_overrides=True)
+    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
+    sub.add_argument("--shares-with", type=Path, help="another method's run: stages that are the same work are copied")
+    sub.add_argument("--until-eof", action="store_true", help="stop, as by Ctrl-C, when standard input ends")
+    sub.add_argument("--dry-run", action="store_true", help="print the schedule and one encoded problem; train nothing")
+    sub.epilog = (
+        "Every field of the recipe can follow: --curriculum.method cot --seed 1 (see `cocot recipes --fields`)."
+    )
+
+    sub = add(
+        "compare",
+        "train several methods by one recipe, and evaluate them on the same problems",
+        takes_overrides=True,
+    )
+    sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    sub.add_argument("--methods", default="cot,no_cot,pause_as_thought,coconut", help="methods, with commas between")
+    sub.add_argument("--problems", type=int, default=1000, help="fresh problems to evaluate on (default: %(default)s)")
+    sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
+    sub.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores")
+    sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
+
+    sub = add(
+        "reproduce",
+        "make a table of results: the paper's, or one of our own studies",
+        takes_overrides=True,
+    )
+    sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing")
+    sub.add_argument("--scale", default="cpu", help="cpu, gpu or paper (default: %(default)s)")
+    sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
+    sub.add_argument(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="other values of an axis of the study, with commas between: --axis layers=2,4 --axis hops=2",
+    )
+    sub.add_argument("--seeds", type=int, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)")
+    sub.add_argument("--problems", type=int, help="problems a test set (default: as the study says)")
+    sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
+    sub.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else 1)")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
+    )
+    sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
+
+    sub = add("eval", "accuracy, tokens and seconds of a model")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    _add_task_argument(sub)
+    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument(
+        "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
+    )
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
+    sub.add_argument(
+        "--out", type=Path, help="JSONL file of one record a problem (default: eval.jsonl beside the model)"
+    )
+    _add_problem_arguments(sub, count=1000)
+
+    sub = add("ask", "answer a question")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("question")
+    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
+    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
+
+    sub = add("probe", "what a model thinks of every node of a search, thought by thought")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    _add_task_argument(sub)
+    sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
+    sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
+    sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
+    _add_problem_arguments(sub, count=200)
+
+    sub = add("report", "write one HTML page about runs: tables, figures, the search tree to play with")
+    sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
+    sub.add_argument("--out", type=Path, help=f"the file (default: {PAGE} in the first folder)")
+
+    sub = add("export", "write a folder that thinks without cocot: generate, pipeline, transformers serve")
+    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("folder", type=Path, help="folder to write, new or empty")
+    embeds = sub.add_argument_group("prompt embeddings")
+    embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")
+    embeds.add_argument("--thoughts", type=int, help="thoughts a question (default: as trained)")
+    _add_task_argument(sub)
+    _add_problem_arguments(sub, count=100)
+
+    sub = add("data", "make problems, with their statistics")
+    sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
+    sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    _add_problem_arguments(sub, count=1000)
+
+    sub = add("bench", "measure speed and memory as ratios; the last line is JSON")
+    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    sub.add_argument("--rounds", type=int, default=3, help="pairs a ratio; the median counts (default: %(default)s)")
+    sub.add_argument("--shapes", default="small,124m", help="models, with commas between (default: %(default)s)")
+    sub.add_argument("--batch-size", type=int, help="rows a training step (default: what suits the device)")
+
+    sub = add("recipes", "list the shipped recipes with cost and result")
+    sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
+    add("env", "print versions and machine, for bug reports")
+    return parser
+
+
+def _add_task_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", help="prosqa, prontoqa or gsm8k (default: that of the run, and its problems)")
+
+
+def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
+    """Where problems come from: a file, or the task's generator."""
+    source = parser.add_argument_group("problems")
+    source.add_argument("--data", type=Path, help="file of problems, or hub:NAME:SPLIT; otherwise they are generated")
+    source.add_argument("-n", "--count", type=int, default=count, help="how many to generate (default: %(default)s)")
+    source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
+    source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
+    source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
+    source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
+    source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
+    source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
+    source.add_argument("--hops", type=int, nargs="+", help="prontoqa: rules of a proof")
+    source.add_argument("--steps", type=int, nargs="+", help="gsm8k: equations a problem, 1 to 6")
+    source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
