@@ -76,7 +76,9 @@ def test_recipes_lists_what_is_shipped_and_every_field(capsys: pytest.CaptureFix
     code, out, _ = run(["recipes", "--fields"], capsys)
     assert code == 0
     missing = [
-        name for name in field_names() if f"--{name}" not in out and "init." not in name and "warmup." not in name
+        name
+        for name in field_names()
+        if f"--{name}" not in out and not any(part in name for part in ("init.", "lora.", "warmup."))
     ]
     assert not missing
 
