@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
     sub = add("eval", "accuracy, tokens and seconds of a model")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
     sub.add_argument(
@@ -88,14 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_problem_arguments(sub, count=1000)
 
     sub = add("ask", "answer a question")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     sub.add_argument("question")
     sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
     sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
 
     sub = add("probe", "what a model thinks of every node of a search, thought by thought")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
     sub.add_argument("--batch-size", type=int, default=32)
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help=f"the file (default: {PAGE} in the first folder)")
 
     sub = add("export", "write a folder that thinks without cocot: generate, pipeline, transformers serve")
-    sub.add_argument("model", help="run folder, model folder, or hub id")
+    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     sub.add_argument("folder", type=Path, help="folder to write, new or empty")
     embeds = sub.add_argument_group("prompt embeddings")
     embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")

@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     args.overrides = overrides
     try:
+        if "model" in args:
+            from cocot.runs import own_copy
+
+            args.model = own_copy(args.model)
         return COMMANDS[args.command](args)
     except CocotError as error:
         print(f"cocot: {error}", file=sys.stderr)

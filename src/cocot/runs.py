@@ -34,6 +34,7 @@ from cocot.config import RunConfig
 from cocot.errors import RunError
 from cocot.tasks.problem import Problem
 
+_SHIPPED = Path(__file__).with_name("models")
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -161,6 +162,18 @@ def _entry(line: str) -> dict[str, Any] | None:
         return dict(json.loads(line))
     except json.JSONDecodeError:
         return None
+
+
+def own_copy(source: str) -> str:
+    """Where a model is; for the name of a run that comes with cocot, its copy in `runs/`, made on first use."""
+    shipped = _SHIPPED / source
+    if Path(source).exists() or not (shipped / "config.yaml").is_file():
+        return source
+    own = Path("runs") / source
+    if not own.exists():
+        with replaced(own) as place:
+            shutil.copytree(shipped, place, dirs_exist_ok=True)
+    return str(own)
 
 
 def complete_checkpoints(stage: Path) -> list[Path]:
