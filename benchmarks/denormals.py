@@ -34,7 +34,8 @@ def main() -> None:
     model, tokenizer = load(checkpoint)
     model.train()
     torch.manual_seed(0)
-    ids = torch.randint(len(tokenizer) - COLUMNS, len(tokenizer), (ROWS, COLUMNS))
+    words = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+    ids = words[torch.randint(len(words), (ROWS, COLUMNS))]
     labels = torch.full_like(ids, -100)
     labels[:, -LABELS:] = ids[:, -LABELS:]
     seconds: dict[bool, list[float]] = {True: [], False: []}
