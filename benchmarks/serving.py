@@ -127,9 +127,7 @@ def _load(
         print(f"{sum(counts.values()):,} requests, {memory[-1]:.0f} MiB", flush=True)
         time.sleep(seconds / 10)
     print(f"{num_clients} clients, {seconds / 60:.1f} minutes: {dict(counts)}")
-    print(
-        f"median {median(latencies):.2f} s, worst {max(latencies):.2f} s; memory {memory[1]:.0f} to {memory[-1]:.0f} MiB"
-    )
+    print(f"median {median(latencies):.2f} s, worst {max(latencies):.2f} s; {memory[1]:.0f} to {memory[-1]:.0f} MiB")
 
 
 if __name__ == "__main__":
