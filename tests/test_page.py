@@ -115,6 +115,19 @@ def test_odd_text_ends_no_script(page: Path) -> None:
     assert text.count("</script>") == 3
 
 
+def test_runs_of_one_name_in_two_folders(run: Path, tmp_path: Path) -> None:
+    """Both are on the page, by folder; what a killed call left in a hidden folder is not."""
+    for name in ("first", "second", "second/.miniatures-1"):
+        shutil.copytree(run, tmp_path / name / "mine")
+    write_page([tmp_path / "first", tmp_path / "second"], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert [len(re.findall(rf"<h2>The search inside {name}</h2>", text)) for name in ("first/mine", "second/mine")] == [
+        1,
+        1,
+    ]
+    assert text.count("<h2>The search inside") == 2
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is not finished and was not probed still gives a page; a folder without runs gives an error."""
     config = tiny_config(data={"num_train": 8})

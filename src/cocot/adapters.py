@@ -77,9 +77,7 @@ def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: LoraSettings
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": settings.modules,
-        "fan_in_fan_out": any(
-            isinstance(part, Conv1D) for part in model.modules()
-        ),  # GPT-2 has its matrices transposed
+        "fan_in_fan_out": any(isinstance(part, Conv1D) for part in model.modules()),  # GPT-2's are transposed
         "trainable_token_indices": {_name(model, table): new_ids for table in _tables(model)},
     }
 

@@ -50,8 +50,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     origin = dict[str, str]()
     runs = dict[str, RunFolder]()
     for folder in folders:
-        own = _runs(folder)
-        runs |= own
+        prefix = f"{folder.resolve().name}/" if len(folders) > 1 else ""  # runs of two folders may have one name
+        runs |= {prefix + name: run for name, run in _runs(folder).items()}
         table = read_table(folder)
         if table is None:
             continue
@@ -102,14 +102,13 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
 
 def _runs(folder: Path) -> dict[str, RunFolder]:
     """The run folders in a folder, itself or below, by their names for people."""
-    found = sorted(file.parent for file in folder.rglob("config.yaml"))
+    files = (file.relative_to(folder) for file in folder.rglob("config.yaml"))
+    found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
     if not found:
         raise RunError(
             f"{folder} holds no run; give the folder of `cocot train`, `cocot compare` or `cocot reproduce`."
         )
-    return {
-        str(path.relative_to(folder)) if path != folder else folder.resolve().name: RunFolder(path) for path in found
-    }
+    return {str(path) if path.parts else folder.resolve().name: RunFolder(folder / path) for path in found}
 
 
 def _origin(environment: dict[str, Any]) -> dict[str, str]:
