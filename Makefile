@@ -2,7 +2,7 @@
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
 # make test-matrix   the suite with the oldest and the newest transformers that are supported
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo test test-matrix lint fuzz bench clean
+.PHONY: demo model test test-matrix lint fuzz bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,9 +16,16 @@ SEED ?= 0
 	touch $@
 
 demo: .venv/ready
+	$(BIN)/cocot probe prosqa-small --show 0
 	$(BIN)/cocot compare demo --jobs 2 --out runs/demo --seed $(SEED)
 	$(BIN)/cocot probe runs/demo/coconut --layers 3 --show 0
 	$(BIN)/cocot report runs/demo
+
+# the small model that comes with cocot, made anew
+model: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/cocot train demo --out runs/shipped
+	mkdir -p src/cocot/models/prosqa-small
+	cd runs/shipped && cp -r config.yaml run.json state.json metrics.jsonl model ../../src/cocot/models/prosqa-small/
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2

@@ -19,6 +19,7 @@ from cocot.runs import (
     complete_checkpoints,
     environment,
     fingerprint,
+    own_copy,
     prune_checkpoints,
     replaced,
     write_json,
@@ -156,3 +157,20 @@ def test_the_environment_block_names_what_bug_reports_need() -> None:
     assert set(block["versions"]) >= {"cocot", "torch", "transformers", "accelerate", "tokenizers"}
     assert "not installed" not in block["versions"].values()
     assert block["commit"] is None or len(block["commit"].rstrip("+")) >= 12
+
+
+def test_a_model_comes_with_cocot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name, without training: it answers its own kind of problems; what is written goes into a copy in runs/."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "prosqa-small", "-n", "60"]) == 0
+    assert "100.0%" in capsys.readouterr().out
+    copy = tmp_path / "runs" / "prosqa-small"
+    assert (copy / "eval.jsonl").is_file()
+    (copy / "mine").touch()
+    assert own_copy("prosqa-small") == "runs/prosqa-small"
+    assert (copy / "mine").exists(), "a copy that is there is not replaced"
+    (tmp_path / "prosqa-small").mkdir()
+    assert own_copy("prosqa-small") == "prosqa-small", "a folder of that name comes first"
+    assert own_copy("gpt2") == "gpt2"
