@@ -8,6 +8,7 @@ A third of the kills is timed to fall into a save: the killer waits for a checkp
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -27,7 +28,8 @@ SETTINGS += ["--train.logging_steps", "1", "--curriculum.first_epochs", "2", "--
 def begin(folder: Path) -> subprocess.Popen[bytes]:
     """The product's own command, on one thread."""
     command = [sys.executable, "-m", "cocot", "train", "demo", "--out", str(folder), *SETTINGS]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=settings)
 
 
 def is_saving(folder: Path) -> bool:

@@ -44,9 +44,9 @@ def expected_answers(run: RunFolder) -> dict[tuple[str, int], str]:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
+    """Resident memory of a process; 0 once it is dead."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0) / 1024
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
 def _load(
     url: str, folder: str, expected: dict[tuple[str, int], str], num_clients: int, seconds: float, pid: int
 ) -> None:
-    counts: Counter[str] = Counter()
+    verdicts: list[str] = []  # appending is safe from many threads
     latencies: list[float] = []
     keys = sorted(expected)
 
@@ -113,10 +113,10 @@ def _load(
             try:
                 given = ask(client, key, draw.random() < 0.5)
             except openai.OpenAIError as error:
-                counts[f"dropped ({type(error).__name__})"] += 1
+                verdicts.append(f"dropped ({type(error).__name__})")
                 continue
             latencies.append(time.monotonic() - began)
-            counts["right" if given == expected[key] else "wrong"] += 1
+            verdicts.append("right" if given == expected[key] else "wrong")
 
     threads = [threading.Thread(target=client_loop, args=[number]) for number in range(num_clients)]
     for thread in threads:
@@ -124,9 +124,10 @@ def _load(
     memory = []
     while any(thread.is_alive() for thread in threads):
         memory.append(resident_mib(pid))
-        print(f"{sum(counts.values()):,} requests, {memory[-1]:.0f} MiB", flush=True)
+        print(f"{len(verdicts):,} requests, {memory[-1]:.0f} MiB", flush=True)
         time.sleep(seconds / 10)
-    print(f"{num_clients} clients, {seconds / 60:.1f} minutes: {dict(counts)}")
+    print(f"{num_clients} clients, {seconds / 60:.1f} minutes: {dict(Counter(verdicts))}")
+    assert latencies, "no request was answered"
     print(f"median {median(latencies):.2f} s, worst {max(latencies):.2f} s; {memory[1]:.0f} to {memory[-1]:.0f} MiB")
 
 

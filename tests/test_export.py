@@ -13,7 +13,7 @@ import torch
 from conftest import PROBLEMS, TOKENIZER, make_model, make_thinker
 from runs_support import environment, tiny_config
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from cocot import custom_generate
 from cocot.cli import main
@@ -160,6 +160,12 @@ def test_a_thought_at_the_end_of_a_prompt() -> None:
         ([["pad", "latent", 21], [20, "latent", 21]], {"mask": [[0, 1, 1], [1, 1, 1]]}, "put one before the first"),
         ([["pad", 20, "latent", 21], [20, 21, "latent", 21]], {}, "these prompts are padded; pass the attention_mask"),
         ([[20, "latent", 21]], {"prompt_lookup_num_tokens": 2}, "does not go with prompt_lookup_num_tokens"),
+        ([[20, "latent", 21]], {"prefill_chunk_size": 2}, "does not go with prefill_chunk_size"),
+        (
+            [[20, "latent", 21]],
+            {"generation_config": GenerationConfig(prompt_lookup_num_tokens=3)},
+            "does not go with prompt_lookup_num_tokens",
+        ),
         ([[20, "latent", 21]], {"inputs_embeds": torch.zeros(1, 3, 32)}, "does not go with inputs_embeds"),
     ],
 )
@@ -228,6 +234,29 @@ def test_prompt_embeddings_lead_to_the_same_tokens(name: str, tmp_path: Path) ->
         assert written == ours
 
 
+@pytest.mark.parametrize(("filler", "count"), [(PAUSE, None), (PAUSE, 1), (None, 0), (LATENT, 0)])
+def test_prompt_embeddings_without_thoughts(filler: str | None, count: int | None) -> None:
+    """Pause tokens, or nothing at all before the text: the embeddings are those of the tokens."""
+    model = trained_thinker("llama", filler=filler)
+    settings = ThoughtSettings(**model.config.thoughts)
+    for question, prompt in zip(QUESTIONS, prompt_embeddings(model, TOKENIZER, QUESTIONS, count), strict=True):
+        ids = encode_question(question, NUM_THOUGHTS if count is None else count, settings, TOKENIZER)
+        assert torch.equal(prompt, model.get_input_embeddings()(torch.tensor(ids)).detach())
+
+
+def test_a_base_that_samples_is_exported_greedy(tmp_path: Path) -> None:
+    """Many chat models come with a temperature; what is exported answers as cocot does, and bans the placeholders."""
+    model = trained_thinker("llama")
+    banned = model.generation_config.suppress_tokens
+    model.generation_config.do_sample, model.generation_config.temperature = True, 0.6
+    model.generation_config.top_p = 0.9
+    export(saved(model, tmp_path / "model"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert config["do_sample"] is False
+    assert config["suppress_tokens"] == banned
+    assert not {"temperature", "top_p"} & config.keys()
+
+
 def from_file(model: Any, place: Path) -> list[torch.Tensor]:
     """The same by the command line."""
     data = place / "questions.jsonl"
@@ -244,23 +273,22 @@ def from_file(model: Any, place: Path) -> list[torch.Tensor]:
 
 def test_a_run_is_exported_with_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The card has the recipe, the results, the versions and the warning; a second export overwrites nothing."""
-    run = train(tiny_config(), tmp_path / "run")
+    run = train(tiny_config(curriculum={"final_epochs": 2}), tmp_path / "run")
+    best = [entry for entry in run.read_log() if entry.get("eval_accuracy") is not None][-2]
+    assert best["stage"] == "final"
+    run.log({**best, "eval_accuracy": 0.987})  # as if the last epoch had been worse than the best
     assert main(["export", str(run.path), str(tmp_path / "out")]) == 0
     assert "transformers serve" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
-    (last,) = [entry for entry in run.finished_stages() if entry["name"] == "final"]
-    for part in (
-        "trust_remote_code=True",
-        "learning_rate: 0.003",
-        f"| final | 1 | {last['accuracy']:.1%} |",
-        "torch 2",
-    ):
+    for part in ("trust_remote_code=True", "learning_rate: 0.003", "| final | 2 | 98.7% |", "torch 2"):
         assert part in card
     assert "{{" not in card
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template
     assert main(["export", str(run.path), str(tmp_path / "out")]) == 2
     assert "is not empty; choose another folder" in capsys.readouterr().err
+    assert main(["export", str(run.path), str(tmp_path / "other"), "--thoughts", "1"]) == 2
+    assert "--thoughts and problems go with --embeds" in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:

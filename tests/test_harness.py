@@ -72,6 +72,13 @@ def test_what_does_not_fit_is_refused() -> None:
     settings = {"until": [], "max_gen_toks": 100, "do_sample": False}
     with pytest.raises(DataError, match="lower max_gen_toks"):
         wrapped.generate_until(requests("generate_until", [(QUESTIONS[0], settings)]), True)
+    too_long = " ".join([QUESTIONS[0]] * 9)
+    with pytest.raises(DataError, match=r"takes \d+ tokens, and the model reads 128"):
+        wrapped.loglikelihood(requests("loglikelihood", [(too_long, CHOICES[0])]), True)
+    with pytest.raises(DataError, match="nothing to think about"):
+        wrapped.loglikelihood(requests("loglikelihood", [("", CHOICES[0])]), True)
+    with pytest.raises(DataError, match="has no question to think about"):
+        wrapped.loglikelihood_rolling(requests("loglikelihood_rolling", [(QUESTIONS[0],)]), True)
     with pytest.raises(ConfigError, match="say num_thoughts=k"):
         CocotLM(make_thinker("llama"), TOKENIZER)
 

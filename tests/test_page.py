@@ -121,11 +121,8 @@ def test_runs_of_one_name_in_two_folders(run: Path, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / name / "mine")
     write_page([tmp_path / "first", tmp_path / "second"], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert [len(re.findall(rf"<h2>The search inside {name}</h2>", text)) for name in ("first/mine", "second/mine")] == [
-        1,
-        1,
-    ]
-    assert text.count("<h2>The search inside") == 2
+    found = re.findall("<h2>The search inside (.*?)</h2>", text)
+    assert found == [f"{tmp_path}/first/mine", f"{tmp_path}/second/mine"]
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

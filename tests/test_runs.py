@@ -104,8 +104,15 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
     for step in (2, 10, 9):
         seal(tmp_path / f"checkpoint-{step}")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
-    prune_checkpoints(tmp_path, keep=2)
+    prune_checkpoints(tmp_path / "checkpoint-10", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    for step in (12, 14):  # damaged, and so passed over: the run went on from 10
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        seal(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-11").mkdir()
+    seal(tmp_path / "checkpoint-11")
+    prune_checkpoints(tmp_path / "checkpoint-11", keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
 
 
 def test_the_log_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:

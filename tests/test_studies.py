@@ -103,6 +103,7 @@ def main_error(words: list[str]) -> None:
         ),
         (lambda: main_error(["mixing", "--methods", "cot"]), "'method=cot' gives no axis of this study its values"),
         (lambda: main_error(["depth", "--axis", "hop=2"]), "its axes are: method, layers, hops, seed"),
+        (lambda: main_error(["depth", "--axis", "layers=[2,3]"]), r"give values with commas between .* layers=2,3"),
         (lambda: main_error(["depth", "--axis", "hops"]), "'hops' gives no axis of this study its values"),
         (lambda: main_error(["prosqa", "--seeds", "0"]), "--seeds and --problems must be at least 1"),
         (lambda: main_error(["gsm8k", "--scale", "paper", "--problems", "0"]), "must be at least 1"),

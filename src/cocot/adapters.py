@@ -12,6 +12,7 @@ Read next: `training.py`.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,20 @@ def with_adapter(
         if saved is not None:
             check(saved)
             try:
-                return peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True)
+                return _bare(peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True))
             except (RuntimeError, ValueError) as error:
                 raise ModelError(f"cannot read the adapter in {saved}: {str(error).splitlines()[0]}") from error
         set_seed(seed)
         try:
-            return peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings)))
+            return _bare(peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings))))
         except ValueError as error:
             raise ConfigError(f"model.lora does not fit this model: {str(error).splitlines()[0]}") from error
+
+
+def _bare(model: Any) -> Any:
+    """Save the adapter alone: peft would add whole embeddings, since their size is not that of the base on the disk."""
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model
 
 
 def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: LoraSettings) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def damage(folder: Path) -> list[str]:
     if not is_sealed(folder):
         return []
     try:
-        sums = dict(json.loads((folder / SEAL).read_text(encoding="utf-8")))
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except ValueError:
+        sums = None
+    if not isinstance(sums, dict) or not sums:
         return [SEAL]
     return [name for name, digest in sums.items() if not (folder / name).is_file() or _digest(folder / name) != digest]
 

@@ -187,7 +187,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
     try:
         print(f"page: {_write_page([out], out / PAGE)}")
-    except ConfigError as error:  # the table stands without it
+    except CocotError as error:  # the table stands without it
         print(error)
     return 0
 
@@ -313,6 +313,8 @@ def _export(args: argparse.Namespace) -> int:
         write_embeddings(*load(args.model), problems, args.folder, args.thoughts)
         print(f"{len(problems):,} prompts: {args.folder}")
         return 0
+    if args.thoughts is not None or args.data:
+        raise ConfigError("--thoughts and problems go with --embeds; an exported model is asked with any of both.")
     export(args.model, args.folder)
     print(f"model: {args.folder}\nserve it with: transformers serve {args.folder} --trust-remote-code")
     return 0

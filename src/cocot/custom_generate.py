@@ -9,6 +9,8 @@ Read next: `export.py`, which writes the folder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,15 @@ from transformers import DynamicCache
 
 from cocot.thinking import latent_columns, think
 
-_REFUSED = ("past_key_values", "assistant_model", "prompt_lookup_num_tokens", "inputs_embeds")
+_REFUSED = (
+    "past_key_values",
+    "inputs_embeds",
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "prefill_chunk_size",
+    "use_mtp",
+)
 
 
 @torch.no_grad()
@@ -44,7 +54,9 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     is_latent = input_ids == model.config.thoughts["latent_id"]
     if not bool(is_latent.any()):
         return original(model, input_ids, generation_config, *args, **kwargs)
-    if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
+    given = vars(generation_config) if generation_config else {}
+    setting = partial(_setting, (kwargs, given, vars(model.generation_config)))
+    if refused := [name for name in _REFUSED if setting(name) is not None]:
         raise ValueError(f"generation with thoughts does not go with {', '.join(refused)}; leave it out.")
     mask = _mask(input_ids, kwargs.pop("attention_mask", None), model)
     is_first = is_latent & (mask.cumsum(dim=1) == 1)
@@ -64,7 +76,8 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     # The last column is left to the original, which wants one to begin with; it may be a thought itself.
     last = torch.where(is_latent[:, -1:, None], hidden[:, -1:], embeddings[:, -1:])
     embeddings = torch.cat([embeddings[:, :-1], last], dim=1)
-    cache.batch_repeat_interleave(_num_copies(model, generation_config, kwargs))
+    # The original repeats its inputs for beams and samples, but not a cache.
+    cache.batch_repeat_interleave(max(setting("num_beams") or 1, setting("num_return_sequences") or 1))
     kwargs |= {"attention_mask": mask, "past_key_values": cache, "inputs_embeds": embeddings, "use_cache": True}
     return original(model, input_ids, generation_config, *args, **kwargs)
 
@@ -79,11 +92,6 @@ def _mask(input_ids: Tensor, mask: Tensor | None, model: Any) -> Tensor:
     return torch.ones_like(input_ids)
 
 
-def _num_copies(model: Any, generation_config: Any, kwargs: dict[str, Any]) -> int:
-    """How often the original repeats each row: it expands what it is given, but not a cache."""
-    places = (kwargs, vars(generation_config) if generation_config else {}, vars(model.generation_config))
-
-    def setting(name: str) -> int:
-        return next((place[name] for place in places if place.get(name) is not None), 1)
-
-    return max(setting("num_beams"), setting("num_return_sequences"))
+def _setting(places: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """A setting of the generation, from the first place that has it."""
+    return next((place[name] for place in places if place.get(name) is not None), None)

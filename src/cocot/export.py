@@ -21,7 +21,7 @@ import torch
 from jinja2 import Environment
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import custom_generate, thinking
 from cocot.curriculum import END, LATENT, START, ThoughtSettings, encode_question
@@ -47,7 +47,7 @@ def export(source: str | Path, folder: Path) -> None:
         RunError: the folder is not empty, or the run is not finished.
         ModelError: the model was not trained here, or Hugging Face reads its tokenizer otherwise than cocot does.
     """
-    _check_is_new(folder)
+    folder = _new(folder)
     run = RunFolder(source)
     if run.config.is_file() and not run.model.exists():
         raise RunError(f"{source} is not finished: its model is not there yet. Give the same `cocot train` again.")
@@ -56,9 +56,15 @@ def export(source: str | Path, folder: Path) -> None:
     if settings.num_thoughts is None:
         raise ModelError(f"{source} was not trained to think, so there is nothing to export; train it first.")
     tokenizer.chat_template = chat_template(settings, tokenizer)
-    generation: Any = model.generation_config
-    generation.do_sample = False  # else `pipeline` samples
-    generation.eos_token_id, generation.pad_token_id = tokenizer.eos_token_id, _pad_id(tokenizer)
+    old: Any = model.generation_config
+    make: Any = GenerationConfig  # its constructor has no annotations
+    model.generation_config = make(  # anew: the base model's temperature and the like are for other answers
+        do_sample=False,  # else `pipeline` samples
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        suppress_tokens=old.suppress_tokens,
+    )
     with replaced(folder) as place:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
@@ -77,7 +83,7 @@ def chat_template(settings: ThoughtSettings, tokenizer: PreTrainedTokenizerBase)
 
     `num_thoughts` says how many; by default as many as the model was trained with.
     """
-    begin = "{{ bos_token }}" if tokenizer.encode("", add_special_tokens=True) == [tokenizer.bos_token_id] else ""
+    begin = "{{ bos_token }}" if tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_token_id] else ""
     question = "{{ messages[0]['content'] }}{{ '\\n' }}"
     thoughts = ""
     if settings.filler is not None:
@@ -124,7 +130,8 @@ def prompt_embeddings(
             ids = torch.tensor(encode_question(text, count or 0, settings, tokenizer), device=model.device)
             embeddings = table(ids)
             is_latent = ids == settings.latent_id
-            embeddings[is_latent] = thoughts[: int(is_latent.sum())].to(embeddings)
+            if thoughts.numel():
+                embeddings[is_latent] = thoughts[: int(is_latent.sum())].to(embeddings)
             prompts.append(embeddings.cpu())
     return prompts
 
@@ -142,20 +149,17 @@ def write_embeddings(
         RunError: the folder is not empty.
         ModelError: the model was not trained to think and `num_thoughts` is None.
     """
-    _check_is_new(folder)
+    folder = _new(folder)
     prompts = prompt_embeddings(model, tokenizer, [problem.question for problem in problems], num_thoughts)
     with replaced(folder) as place:
         save_file({str(index): prompt for index, prompt in enumerate(prompts)}, place / "prompt_embeds.safetensors")
         write_problems(place / "problems.jsonl", problems)
 
 
-def _check_is_new(folder: Path) -> None:
+def _new(folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder to export to.")
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> Any:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return folder.resolve()
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -182,8 +186,17 @@ def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, nam
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             settings=settings,
             latent=LATENT,
-            stages=run.finished_stages(),
+            stages=_results(run),
             recipe=recipe,
             about=json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None,
         )
     )
+
+
+def _results(run: RunFolder) -> list[dict[str, Any]]:
+    """The stages with their accuracies; the last one with that of its best model, which is what is exported."""
+    stages = run.finished_stages()
+    if stages:
+        own = [entry for entry in run.read_log() if entry["stage"] == stages[-1]["name"] and "eval_accuracy" in entry]
+        stages[-1]["accuracy"] = max((entry["eval_accuracy"] for entry in own), default=stages[-1]["accuracy"])
+    return stages

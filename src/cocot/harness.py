@@ -59,8 +59,37 @@ class CocotLM(HFLM):  # type: ignore[misc]
         return encode_question(context, self._num_thoughts, self._settings, self.tokenizer)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The question with its thoughts, and what is scored after them; cut into tokens apart, as in training."""
-        return self._prompt(context), self.tokenizer.encode(continuation, add_special_tokens=False)
+        """The question with its thoughts, and what is scored after them; cut into tokens apart, as in training.
+
+        Raises:
+            DataError: both together do not fit; the harness would cut the question's beginning off.
+        """
+        prompt, scored = self._prompt(context), self.tokenizer.encode(continuation, add_special_tokens=False)
+        if len(prompt) + len(scored) > self.max_length + 1:  # the last token is only scored
+            raise DataError(
+                f"a question with its thoughts and {continuation!r} takes {len(prompt) + len(scored)} tokens, and the "
+                f"model reads {self.max_length}; shorten the question, or take a model with a longer context."
+            )
+        return prompt, scored
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Of each continuation, after its question and the thoughts.
+
+        Raises:
+            DataError: there is no question to think about.
+        """
+        if not all(request.args[0] for request in requests):
+            raise DataError("a request has no context, so there is nothing to think about; use the model class `hf`.")
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Refused: a text as a whole has no question.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("the likelihood of a whole text has no question to think about; use the model class `hf`.")
 
     def tok_batch_encode(
         self,

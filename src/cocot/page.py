@@ -50,13 +50,12 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     origin = dict[str, str]()
     runs = dict[str, RunFolder]()
     for folder in folders:
-        prefix = f"{folder.resolve().name}/" if len(folders) > 1 else ""  # runs of two folders may have one name
-        runs |= {prefix + name: run for name, run in _runs(folder).items()}
+        runs |= _runs(folder, is_only=len(folders) == 1)
         table = read_table(folder)
         if table is None:
             continue
         notes.append(table["note"])
-        tables.append({"title": f"Results of {folder.name}", "cells": cells(table["rows"])})
+        tables.append({"title": f"Results of {folder}", "cells": cells(table["rows"])})
         if table["controls"]:
             tables.append({"title": "The thoughts under control", "cells": cells(table["controls"])})
         lines += shortcuts(table)
@@ -100,15 +99,21 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     write_text(out, page)
 
 
-def _runs(folder: Path) -> dict[str, RunFolder]:
-    """The run folders in a folder, itself or below, by their names for people."""
+def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:
+    """The run folders in a folder, itself or below, by name; by path where there are other folders."""
     files = (file.relative_to(folder) for file in folder.rglob("config.yaml"))
     found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
     if not found:
         raise RunError(
             f"{folder} holds no run; give the folder of `cocot train`, `cocot compare` or `cocot reproduce`."
         )
-    return {str(path) if path.parts else folder.resolve().name: RunFolder(folder / path) for path in found}
+
+    def name(path: Path) -> str:
+        if not is_only:
+            return str(folder / path)
+        return str(path) if path.parts else folder.resolve().name
+
+    return {name(path): RunFolder(folder / path) for path in found}
 
 
 def _origin(environment: dict[str, Any]) -> dict[str, str]:

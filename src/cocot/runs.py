@@ -38,6 +38,8 @@ _SHIPPED = Path(__file__).with_name("models")
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+_EXTRAS = ("peft",)
+_ABSENT = "not installed"
 
 
 class RunFolder:
@@ -178,8 +180,12 @@ def own_copy(source: str) -> str:
 
 def complete_checkpoints(stage: Path) -> list[Path]:
     """The checkpoints of a stage that were written to the end, oldest first."""
-    whole = [folder for folder in stage.glob("checkpoint-*") if is_sealed(folder)]
-    return sorted(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    return sorted((folder for folder in stage.glob("checkpoint-*") if is_sealed(folder)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def newest_checkpoint(stage: Path) -> Path | None:
@@ -196,10 +202,13 @@ def newest_checkpoint(stage: Path) -> Path | None:
     return None
 
 
-def prune_checkpoints(stage: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints of a stage, and every half-written one."""
-    kept = complete_checkpoints(stage)[-keep:]
-    for folder in stage.glob("checkpoint-*"):
+def prune_checkpoints(newest: Path, keep: int) -> None:
+    """Remove all of a stage's checkpoints but `newest` and the whole ones before it, `keep` in all.
+
+    Later ones are damaged: the run did not go on from them.
+    """
+    kept = [folder for folder in complete_checkpoints(newest.parent) if step_of(folder) <= step_of(newest)][-keep:]
+    for folder in newest.parent.glob("checkpoint-*"):
         if folder not in kept:
             shutil.rmtree(folder)
 
@@ -210,7 +219,11 @@ def replaced(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -250,18 +263,22 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 def environment() -> dict[str, Any]:
     """Versions, machine and commit: the block for bug reports."""
     return {
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES} | _installed(_EXTRAS),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
     }
 
 
+def _installed(packages: Iterable[str]) -> dict[str, str]:
+    return {name: version for name in packages if (version := _version(name)) != _ABSENT}
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _ABSENT
 
 
 def _commit() -> str | None:

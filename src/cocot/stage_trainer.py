@@ -198,7 +198,7 @@ class StageTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # every process adds its random state
             if self.is_world_process_zero():
                 seal(folder)
-                prune_checkpoints(folder.parent, keep=_KEPT_CHECKPOINTS)
+                prune_checkpoints(folder, keep=_KEPT_CHECKPOINTS)
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise cannot_write(folder, error) from error

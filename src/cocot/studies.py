@@ -72,13 +72,16 @@ class Study:
         """`with_axis` as said on the command line: the axis by its short name, `layers=2,4`.
 
         Raises:
-            ConfigError: the study has no such axis, or the axis has no such value.
+            ConfigError: the study has no such axis, the axis has no such value, or the words are not of that form.
         """
         short, _, values = words.partition("=")
         names = {_short(name): name for name in self.axes}
         if short not in names or not values:
             raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
-        return self.with_axis(names[short], [yaml.safe_load(value) for value in values.split(",")])
+        try:
+            return self.with_axis(names[short], [yaml.safe_load(value) for value in values.split(",")])
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{words!r}: give values with commas between and nothing else, {short}=2,3.") from error
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from cocot.loading import load, load_tokenizer
 from cocot.model import add_missing, add_tokens, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced
+from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
 from cocot.tasks.files import read_problems
@@ -119,7 +119,8 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
 def _without_denormals() -> Iterator[None]:
     """Let the CPU take numbers below 1e-38 for zero: the gradients of a sure attention are full of them.
 
-    Each costs a hundred times an ordinary one; see `docs/results.md` for what that makes of a step.
+    Each costs a hundred times an ordinary one; see `docs/results.md` for what that makes of a step. It holds for this
+    thread and those that begin inside, which in a process of its own are all that compute.
     """
     torch.set_flush_denormal(True)
     try:
@@ -297,7 +298,7 @@ def _run_stage(
         inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
     )
     checkpoint = newest_checkpoint(run.stage(stage.name))
-    _once(lambda: run.rewind_log(stage.name, int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1))
+    _once(lambda: run.rewind_log(stage.name, step_of(checkpoint) if checkpoint else -1))
     with trainer.pace.listening(), closing(trainer.journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _once(lambda: _finish_stage(run, stages))
@@ -334,7 +335,7 @@ def _finish_stage(run: RunFolder, stages: Sequence[PlannedStage]) -> bool:
     validated = [entry for entry in state.log_history if ACCURACY in entry and entry["step"] == state.global_step]
     if not validated or not planned.is_over(validated[-1]["epoch"], validated[-1][ACCURACY]):
         return False
-    prune_checkpoints(folder, keep=1)
+    prune_checkpoints(checkpoint, keep=1)
     entry = {
         "name": planned.stage.name,
         "epochs": round(validated[-1]["epoch"]),
