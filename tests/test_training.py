@@ -203,12 +203,8 @@ def test_an_interrupt_at_the_very_end_finishes_the_run(tmp_path: Path, monkeypat
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("damage", ["no mark", "cut off"])
-def test_a_half_written_checkpoint_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path], damage: str
-) -> None:
-    """A newer checkpoint that a kill left unfinished is not read: the one before it is gone on from."""
-    config, whole = finished
+def train_until_step_5(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run in its second stage, which has two checkpoints by then."""
 
     def stop(method: str, entry: dict[str, Any]) -> None:
         if entry.get("stage") == "stage_1" and entry["step"] == 5:
@@ -217,7 +213,16 @@ def test_a_half_written_checkpoint_is_passed_over(
     with monkeypatch.context() as patched:
         stopping(patched, stop)
         with pytest.raises(Killed):
-            train(config, tmp_path / "run")
+            train(config, folder)
+
+
+@pytest.mark.parametrize("damage", ["no mark", "cut off"])
+def test_a_half_written_checkpoint_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path], damage: str
+) -> None:
+    """A newer checkpoint that a kill left unfinished is not read: the one before it is gone on from."""
+    config, whole = finished
+    train_until_step_5(config, tmp_path / "run", monkeypatch)
     stage = RunFolder(tmp_path / "run").stage("stage_1")
     newest = complete_checkpoints(stage)[-1]
     half = shutil.copytree(newest, stage / "checkpoint-5")
@@ -243,15 +248,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     """A file of the newest one that was cut off, changed or swapped is named; the run ends as if nothing had been."""
     config, whole = finished
-
-    def stop(method: str, entry: dict[str, Any]) -> None:
-        if entry.get("stage") == "stage_1" and entry["step"] == 5:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        stopping(patched, stop)
-        with pytest.raises(Killed):
-            train(config, tmp_path / "run")
+    train_until_step_5(config, tmp_path / "run", monkeypatch)
     older, newest = complete_checkpoints(RunFolder(tmp_path / "run").stage("stage_1"))
     swapped = (older / name).read_bytes()
     assert swapped != (newest / name).read_bytes()
