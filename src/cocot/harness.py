@@ -19,12 +19,12 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cocot.curriculum import encode_question
 from cocot.errors import ConfigError, DataError
 from cocot.loading import load
 from cocot.model import thought_settings
+from cocot.probing import padded
 
 
 @register_model("cocot")
@@ -103,17 +103,14 @@ class CocotLM(HFLM):  # type: ignore[misc]
         Raises:
             DataError: a question does not fit beside what is to be generated; cutting it would ask another question.
         """
-        rows = [torch.tensor(self._prompt(text)) for text in strings]
+        rows = [self._prompt(text) for text in strings]
         longest = max(map(len, rows))
         if left_truncate_len is not None and longest > left_truncate_len:
             raise DataError(
                 f"a question takes {longest} tokens, thoughts included, and {left_truncate_len} are left beside its "
                 "answer; lower max_gen_toks, or take a model with a longer context."
             )
-        pad_id = self.tokenizer.pad_token_id
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side=padding_side)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=padding_side)
-        return ids, mask
+        return padded(rows, padding_side, self.model.device)
 
 
 if __name__ == "__main__":

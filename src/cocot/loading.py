@@ -61,8 +61,9 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         ModelError: there is no such model, the folder holds none, or its weights are incomplete or not safetensors.
         RunError: files of the folder are not what was written there.
     """
-    check(Path(_model_folder(path_or_hub_id)))
-    with _explained(_model_folder(path_or_hub_id)) as source:
+    folder = _model_folder(path_or_hub_id)
+    check(Path(folder))
+    with _explained(folder) as source:
         settings = {"dtype": torch.float32, **kwargs, "use_safetensors": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
         model, loading = loaded

@@ -43,12 +43,12 @@ def continuation_log_probs(
     if not any(continuations) or not all(prompts) or not all(text for texts in continuations for text in texts):
         raise DataError("a prompt or a continuation has no tokens, or there are none; give each at least one token.")
     device = model.device
-    prompt_ids, prompt_mask = _padded(prompts, "left", device)
+    prompt_ids, prompt_mask = padded(prompts, "left", device)
     cache = DynamicCache(config=model.config)
     first = model(prompt_ids, attention_mask=prompt_mask, past_key_values=cache, logits_to_keep=1).logits
     counts = [len(texts) for texts in continuations]
     row = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts)).to(device)
-    ids, mask = _padded([text for texts in continuations for text in texts], "right", device)
+    ids, mask = padded([text for texts in continuations for text in texts], "right", device)
     logits = first[row]
     if ids.shape[1] > 1:
         cache.batch_select_indices(row)
@@ -59,7 +59,7 @@ def continuation_log_probs(
     return list((token_log_probs * mask).sum(dim=1).split(counts))
 
 
-def _padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of ids in one tensor, and a mask that is 0 at the padding; both (rows, longest), int64."""
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
