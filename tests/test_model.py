@@ -16,6 +16,7 @@ import cocot
 from cocot.curriculum import ThoughtSettings
 from cocot.errors import ModelError
 from cocot.model import thought_settings
+from cocot.thinking import CACHE
 
 # Largest difference allowed, relative to the largest entry of the tensor. Measured, worst of this file: 5.0e-7.
 TOLERANCE = 1e-5
@@ -137,9 +138,9 @@ def test_logits_to_keep(keep):
 def test_the_cache_is_returned_when_asked_for():
     """Sliding layers keep their window alone; training without `use_cache` returns no cache."""
     model, ids = make_thinker("qwen2"), make_ids(thoughts=(3, 4))
-    layers = model(input_ids=ids, use_cache=True).past_key_values.layers
+    layers = model(input_ids=ids, use_cache=True)[CACHE].layers
     assert [layer.keys.shape[-2] for layer in layers] == [CONFIGS["qwen2"]["sliding_window"] - 1, ids.shape[1]]
-    assert model.train()(input_ids=ids, labels=labels_of(ids)).past_key_values is None
+    assert model.train()(input_ids=ids, labels=labels_of(ids)).get(CACHE) is None
 
 
 # The object
@@ -365,9 +366,9 @@ def test_a_thought_needs_a_token_before_it():
     mask[1, :3] = 0
     with pytest.raises(ModelError, match="stands first"):
         model(input_ids=ids, attention_mask=mask)
-    cache = model(input_ids=ids[:, :3], use_cache=True).past_key_values
+    cache = model(input_ids=ids[:, :3], use_cache=True)[CACHE]
     with pytest.raises(ModelError, match="stands first"):
-        model(input_ids=ids[:, 3:], past_key_values=cache)
+        model(input_ids=ids[:, 3:], cache=cache)
 
 
 def test_gradient_checkpointing_is_refused():
@@ -384,7 +385,7 @@ def test_a_static_cache_is_refused():
     model = make_thinker("llama")
     cache = StaticCache(config=model.config, max_cache_len=32)
     with pytest.raises(ModelError, match="StaticCache"):
-        model(input_ids=make_ids(thoughts=(3,)), past_key_values=cache)
+        model(input_ids=make_ids(thoughts=(3,)), cache=cache)
 
 
 def test_a_head_of_more_than_a_product_is_refused():

@@ -22,6 +22,7 @@ from cocot.curriculum import Example
 from cocot.deferred import DeferredMatrix
 from cocot.model import give_thoughts
 from cocot.passes import MODEL_TYPES, PassCache, Pieces, attend, can_share, enable_checkpointing
+from cocot.thinking import CACHE
 
 # Largest difference allowed between a loss or gradient and the oracle's, or the plain way's, relative to the largest
 # entry of the tensor (for gradients, of 0.001 of the largest gradient if that is more: some are zero but for noise).
@@ -617,6 +618,7 @@ PLAIN_CALLS = {
     "inference": lambda model, batch: torch.no_grad()(model)(**batch),
     "no labels": lambda model, batch: model(**{key: batch[key] for key in ("input_ids", "attention_mask")}),
     "use_cache": lambda model, batch: model(**batch, use_cache=True),
+    "cache": lambda model, batch: model(**batch, cache=DynamicCache(config=model.config)),
     "past_key_values": lambda model, batch: model(**batch, past_key_values=DynamicCache(config=model.config)),
     "flash": lambda model, batch: _with_attention(model, "cocot_test_flash", batch),
 }
@@ -646,8 +648,8 @@ def test_other_calls_run_the_plain_way(call, updates):
     assert_untouched(model.train(), before)
     if output.loss is not None:
         assert error(output.loss, truth("llama", "ragged")[0]) < TOLERANCE
-    has_cache = call in ("use_cache", "past_key_values")
-    assert isinstance(output.past_key_values, DynamicCache) == has_cache
+    has_cache = call in ("use_cache", "cache", "past_key_values")
+    assert isinstance(output.get(CACHE), DynamicCache) == has_cache
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

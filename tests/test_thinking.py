@@ -236,7 +236,7 @@ def test_a_text_in_two_calls_is_the_text_in_one(name, align):
     with torch.no_grad():
         expected = real(model(input_ids=ids, attention_mask=mask).logits, batch)
         parts = [
-            model(input_ids=ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits
+            model(input_ids=ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits
             for start, end in pairwise(cuts)
             if start < end
         ]

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cocot.thinking import latent_columns, think
+from cocot.thinking import CACHE, latent_columns, think
 
 _REFUSED = (
+    "cache",
     "past_key_values",
     "inputs_embeds",
     "assistant_model",
@@ -78,7 +79,7 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     embeddings = torch.cat([embeddings[:, :-1], last], dim=1)
     # The original repeats its inputs for beams and samples, but not a cache.
     cache.batch_repeat_interleave(max(setting("num_beams") or 1, setting("num_return_sequences") or 1))
-    kwargs |= {"attention_mask": mask, "past_key_values": cache, "inputs_embeds": embeddings, "use_cache": True}
+    kwargs |= {"attention_mask": mask, CACHE: cache, "inputs_embeds": embeddings, "use_cache": True}
     return original(model, input_ids, generation_config, *args, **kwargs)
 
 

@@ -30,7 +30,7 @@ from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
 from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
-from cocot.thinking import Edit, think
+from cocot.thinking import CACHE, Edit, think
 from cocot.thinking import latent_columns as find_columns
 
 
@@ -62,6 +62,7 @@ class Thoughts:
         latent_columns: Sequence[int] | None = None,
         labelled: Tensor | None = None,
         edit_thought: Edit | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Hugging Face's `forward`, with a thought wherever `input_ids` holds the placeholder.
@@ -82,6 +83,7 @@ class Thoughts:
                 nothing in a step waits for the device.
             labelled: As `collate` gives it: `label_positions(labels)`.
             edit_thought: What becomes of a thought before it is fed back; see `thinking.Edit`.
+            cache: The same as `past_key_values`, as newer transformers call it.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
 
         Returns:
@@ -92,6 +94,7 @@ class Thoughts:
                 checkpointing is on where `passes.py` cannot do it.
         """
         model = cast(Any, self)
+        given = past_key_values if cache is None else cache
         latent_id = self.config.thoughts["latent_id"]
         is_latent = None if input_ids is None else input_ids == latent_id
         num_items = kwargs.pop("num_items_in_batch", None)
@@ -108,23 +111,23 @@ class Thoughts:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 labels=labels,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
+                **{CACHE: given},
                 **passed,
                 **kwargs,
             )
         assert input_ids is not None
         assert is_latent is not None
         kwargs.pop("return_dict", None)
-        shares = gathers and not use_cache and past_key_values is None and torch.is_grad_enabled() and can_share(model)
+        shares = gathers and not use_cache and given is None and torch.is_grad_enabled() and can_share(model)
         if has_latent:
-            _check_cache(model, past_key_values, shares)
+            _check_cache(model, given, shares)
             if not is_checked:
                 _check_orphans(is_latent, attention_mask)
-        cache = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
+        cache = DynamicCache(config=self.config) if given is None else given
         if shares:
             passes = TrainingPasses(model)
             cache, kwargs["surround"] = passes.cache, passes.surround
@@ -140,19 +143,18 @@ class Thoughts:
             edit_thought=edit_thought,
             **kwargs,
         )
-        kept_cache = cache if use_cache or past_key_values is not None else None
+        kept = {CACHE: cache if use_cache or given is not None else None}
         if gathers:
             loss = _gathered_loss(model, hidden, cast(Tensor, labels), labelled, num_items)
-            return CausalLMOutputWithPast(loss=loss, past_key_values=kept_cache)
+            return CausalLMOutputWithPast(loss=loss, **kept)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        kept = hidden if isinstance(keep, int) else hidden[:, keep]
-        logits = model.get_output_embeddings()(kept)
+        logits = model.get_output_embeddings()(hidden if isinstance(keep, int) else hidden[:, keep])
         full_loss = None
         if labels is not None:
             full_loss = model.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items
             )
-        return CausalLMOutputWithPast(loss=full_loss, logits=logits, past_key_values=kept_cache)
+        return CausalLMOutputWithPast(loss=full_loss, logits=logits, **kept)
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -293,7 +295,7 @@ def _check_cache(model: Any, cache: Any, shares: bool) -> None:
     if model.training and is_dropped and not shares:
         raise ModelError(
             "Hugging Face's gradient checkpointing drops the cache that thoughts are read from, and cocot's own works "
-            f"while training with labels, without past_key_values or use_cache, for {', '.join(MODEL_TYPES)} with sdpa "
+            f"while training with labels, without a cache or use_cache, for {', '.join(MODEL_TYPES)} with sdpa "
             "or eager attention; call model.gradient_checkpointing_disable()."
         )
     if cache is not None and not isinstance(cache, DynamicCache):

@@ -45,7 +45,7 @@ def continuation_log_probs(
     device = model.device
     prompt_ids, prompt_mask = padded(prompts, "left", device)
     cache = DynamicCache(config=model.config)
-    first = model(prompt_ids, attention_mask=prompt_mask, past_key_values=cache, logits_to_keep=1).logits
+    first = model(prompt_ids, attention_mask=prompt_mask, cache=cache, logits_to_keep=1).logits
     counts = [len(texts) for texts in continuations]
     row = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts)).to(device)
     ids, mask = padded([text for texts in continuations for text in texts], "right", device)
@@ -53,7 +53,7 @@ def continuation_log_probs(
     if ids.shape[1] > 1:
         cache.batch_select_indices(row)
         seen = torch.cat([prompt_mask[row], mask[:, :-1]], dim=1)
-        later = model(ids[:, :-1], attention_mask=seen, past_key_values=cache).logits
+        later = model(ids[:, :-1], attention_mask=seen, cache=cache).logits
         logits = torch.cat([logits, later], dim=1)
     token_log_probs = logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     return list((token_log_probs * mask).sum(dim=1).split(counts))

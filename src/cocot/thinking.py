@@ -22,6 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls a cache, as an argument and in what a model returns: 5.24 renamed it."""
 
 Mask = Tensor | Mapping[str, Tensor | None] | None
 Edit = Callable[[int, Tensor], Tensor]
@@ -80,8 +84,8 @@ def think(
                 inputs_embeds=segment,
                 attention_mask=_columns(attention_mask, start, end, cache),
                 position_ids=None if position_ids is None else position_ids[:, start:end],
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
                 **kwargs,
             )
         hidden.append(output.last_hidden_state)

@@ -149,7 +149,7 @@ def _forwards(bench: Bench, shape: str, rows: list[workload.Lengths]) -> dict[st
 
     def plain() -> Tensor:
         """With a cache of the caller's the passes share nothing: it grows by concatenation."""
-        return _loss(thinking, {**thoughts, "past_key_values": DynamicCache(config=thinking.config)})
+        return _loss(thinking, {**thoughts, "cache": DynamicCache(config=thinking.config)})
 
     def bf16() -> Tensor:
         with torch.autocast(bench.device.type, torch.bfloat16):
