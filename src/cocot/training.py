@@ -284,6 +284,7 @@ def _run_stage(
     planned = _with_leftover(run, stages)
     stage, tokenizer = planned.stage, cast(PreTrainedTokenizerBase, encoder.tokenizer)
     earlier = run.path / run.finished_stages()[-1]["checkpoint"] / "optimizer.pt" if number else None
+    checkpoint = newest_checkpoint(run.stage(stage.name))
     trainer = StageTrainer(
         model=model,
         tokenizer=tokenizer,
@@ -296,8 +297,9 @@ def _run_stage(
         seed=config.seed + number,
         keeps_best=number == len(stages) - 1,
         inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
+        # what a pretrained model could do before is part of the result
+        validates_first=number == 0 and checkpoint is None and config.model.path is not None,
     )
-    checkpoint = newest_checkpoint(run.stage(stage.name))
     _once(lambda: run.rewind_log(stage.name, step_of(checkpoint) if checkpoint else -1))
     with trainer.pace.listening(), closing(trainer.journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
