@@ -1,6 +1,7 @@
 """Promises of `batching`: end-aligned batches, and epochs that depend on the seed and their number alone."""
 
 import random
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -24,6 +25,21 @@ def same_problems(_epoch):
 
 def make_data(seed="seed", problems=same_problems, max_length=None, stage=STAGES[2]):
     return StageData(ENCODER, stage, seed, problems, max_length)
+
+
+def without_steps(problems):
+    return [replace(problem, steps=()) for problem in problems]
+
+
+def test_problems_without_any_steps_are_refused():
+    """All of them are a mistake, some are part of real data."""
+    with pytest.raises(DataError, match=r"coconut.*no problem has any.*no_cot"):
+        make_data(problems=lambda epoch: without_steps(PROBLEMS))
+    mixed = [PROBLEMS[0], *without_steps(PROBLEMS[1:])]
+    assert len(make_data(problems=lambda epoch: mixed)) == len(mixed)
+    later = make_data(problems=lambda epoch: without_steps(PROBLEMS) if epoch else PROBLEMS)
+    with pytest.raises(DataError, match="no problem has any"):
+        later.set_epoch(1)
 
 
 def read(data, epoch):

@@ -233,7 +233,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "bad data": (["train", "{recipe}", "--data.fresh=false", "--data.train", "{bad}"], "bad.jsonl:2: malformed JSON"),
     "no steps": (
         ["train", "{recipe}", "--out", "{tmp}/r", "--data.fresh=false", "--data.train", "{bare}"],
-        "needs written steps",
+        "learns from written steps",
     ),
     "no such model to train": (
         ["train", "{recipe}", "--out", "{tmp}/m", "--model.init", "null", "--model.path", "{tmp}/none"],

@@ -296,15 +296,16 @@ def test_a_stage_without_epochs_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_problems_without_steps_suit_only_methods_that_need_none(method: str) -> None:
-    """No written steps: refused by every method that learns from them, fine for the others."""
+def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> None:
+    """Some of GSM8k have none: question, the stage's thoughts, answer; no empty step in between."""
     config = config_of(method)
-    bare = replace(PROBLEM, steps=())
-    if METHODS[method].removal == "all":
-        assert encode(config, schedule(config)[-1], bare) == encode(config, schedule(config)[-1])
-    else:
-        with pytest.raises(DataError, match=f"{method}.*no_cot"):
-            encode(config, schedule(config)[-1], bare)
+    last = schedule(config)[-1]
+    gone = replace(last, is_final=True) if METHODS[method].removal != "none" else last
+    bare = encode(config, gone, replace(PROBLEM, steps=()))
+    for stage in (last, gone):
+        assert encode(config, stage, replace(PROBLEM, steps=())) == bare
+    if METHODS[method].removal != "none":
+        assert bare == encode(config, gone)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ class StageData(Dataset[Example]):
         if problems is not self._source:
             self._source = problems
             self._problems = [tokenize(problem, self._encoder.tokenizer) for problem in problems]
+            self._check_steps()
             if self._max_length is not None:
                 self._check_lengths(self._max_length)
 
@@ -130,6 +131,15 @@ class StageData(Dataset[Example]):
         """Tokens of every problem's prompt and text at this epoch."""
         examples = (self[index] for index in range(len(self)))
         return [(example.prompt_length, len(example.input_ids) - example.prompt_length) for example in examples]
+
+    def _check_steps(self) -> None:
+        """A few problems without written steps are part of real data (GSM8k); all of them are a mistake."""
+        config = self._encoder.config
+        if config.row.removal != "all" and not any(problem.steps for problem in self._problems):
+            raise DataError(
+                f"method {config.method!r} learns from written steps and no problem has any; give problems with steps "
+                "or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
+            )
 
     def _check_lengths(self, max_length: int) -> None:
         """Refuse, never cut."""

@@ -313,9 +313,6 @@ class Encoder:
             problem: The problem's pieces.
             stage: Stage of the schedule.
             draw: Source of chance, for mixing and for icot's smoothing.
-
-        Raises:
-            DataError: the method needs steps and the problem has none.
         """
         index, is_final = stage.index, stage.is_final
         if self.mixes and draw.random() < self.config.stage_mix:
@@ -336,11 +333,6 @@ class Encoder:
         return max(*lengths, len(self._encode(problem, stage.index, stage.is_final, Random(0)).input_ids), 0)
 
     def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
-        if self.config.row.removal != "all" and not problem.steps:
-            raise DataError(
-                f"method {self.config.method!r} needs written steps and a problem has none; "
-                "remove such problems or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
-            )
         num_thoughts = self._num_thoughts(len(problem.steps), index)
         start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
         text = [*self._steps_left(problem, index, is_final, draw), *problem.answer]
