@@ -42,6 +42,18 @@ def test_problems_without_any_steps_are_refused():
         later.set_epoch(1)
 
 
+def test_processes_that_run_layers_together_split_equally_often():
+    """Further splits stand at columns without thoughts, until there are as many as asked for."""
+    examples = [make_data()[index] for index in range(len(PROBLEMS))]
+    batch = collate(examples, PAD, LATENT_ID)
+    for num_splits in range(len(batch["latent_columns"]) + 4):
+        more = collate(examples, PAD, LATENT_ID, num_splits)["latent_columns"]
+        assert set(batch["latent_columns"]) <= set(more)
+        assert len(more) == max(num_splits, len(batch["latent_columns"]))
+        assert more == sorted(set(more))
+        assert 0 < more[0] <= more[-1] < batch["input_ids"].shape[1]
+
+
 def read(data, epoch):
     """All that `data` holds in an epoch."""
     data.set_epoch(epoch)

@@ -297,3 +297,29 @@ def test_a_slip_in_a_process_of_its_own() -> None:
     done = cocot("train", "demo", "--train.learning_rat", "1")
     assert done.returncode == 2
     assert done.stderr == "cocot: unknown key 'train.learning_rat'; did you mean 'train.learning_rate'?\n"
+
+
+def test_processes_share_the_questions_of_eval(tmp_path: Path) -> None:
+    """`torchrun -m cocot eval` writes the records of one process; all may be the first to use a model."""
+    words = ["-m", "cocot", "eval", "prosqa-small", "--count", "11", "--seed", "3"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for out, start in (("two", launch), ("one", [])):
+        done = subprocess.run(
+            [sys.executable, *start, *words, "--out", str(tmp_path / out)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment(),
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("records: ") == 1
+        assert "11/11" in done.stderr if out == "one" else "6/6" in done.stderr
+    one, two = (
+        [{**json.loads(line), "seconds": 0} for line in (tmp_path / out).read_text().splitlines()]
+        for out in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 11
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["prosqa-small"]

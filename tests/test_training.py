@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from cocot.evaluation import evaluate, summarise
 from cocot.loading import load
 from cocot.plan import plan
 from cocot.runs import RunFolder, complete_checkpoints
-from cocot.stage_trainer import StageTrainer
+from cocot.stage_trainer import StageTrainer, check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
@@ -342,29 +343,110 @@ def test_checkpointing_is_refused_where_it_would_be_wrong(tmp_path: Path) -> Non
         train(config, tmp_path)
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    """`torchrun` with two processes reaches one process's weights to float noise, and leaves one tidy run folder."""
-    config = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0}, data={"num_valid": 5})  # 3 and 2 a process
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets."""
+
+ENGINES = {"ddp": (["-m", "cocot"], {}), "fsdp": ([str(Path(__file__).with_name("fsdp_on_cpu.py"))], FSDP)}
+
+
+def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
+    """`cocot train` in two processes."""
+    program, settings = ENGINES[engine]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
+    return subprocess.Popen(
+        [*launch, "train", str(recipe), "--out", str(out), "--train.device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment() | settings,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process that ends well has printed."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.mark.parametrize(("engine", "recomputes"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_two_processes_are_one(tmp_path: Path, engine: str, recomputes: bool) -> None:
+    """Two processes reach one process's weights to float noise, and leave one tidy run folder.
+
+    Their batches have different numbers of thoughts: most problems are read at the stage before.
+    """
+    curriculum = {"final_epochs": 0, "stage_mix": 0.9, "thoughts_per_step": 3}
+    config = tiny_config(
+        init=NO_DROPOUT,
+        curriculum=curriculum,
+        train={"gradient_checkpointing": recomputes},
+        data={"num_valid": 5},  # 3 and 2 a process
+    )
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     train(config, tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cocot"]
-    done = subprocess.run(
-        [*launch, "train", str(recipe), "--out", str(tmp_path / "two"), "--train.device", "cpu"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    out, err = finish(start_two(engine, recipe, tmp_path / "two"))
     print("gap of two processes", gap(tmp_path / "one", tmp_path / "two"))
     assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
+    assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
     assert accuracies(tmp_path / "one") == accuracies(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == 2
-    assert done.stderr.count("batch of 8 = 4 on a device x 1 accumulated x 2 processes\n") == 1
-    assert done.stdout.count("model: ") == 1
-    states = sorted(path.name for path in (tmp_path / "two").rglob("rng_state*"))
-    assert states == ["rng_state_0.pth"] * 2 + ["rng_state_1.pth"] * 2
+    assert err.count("batch of 8 = 4 on a device x 1 accumulated x 2 processes\n") == 1
+    assert out.count("model: ") == 1
+    one, two = (sorted(path.name for path in (tmp_path / run).rglob("*") if path.is_file()) for run in ("one", "two"))
+    alone, shared = ["rng_state.pth"] * 2, ["rng_state_0.pth"] * 2 + ["rng_state_1.pth"] * 2
+    assert sorted([name for name in one if name not in alone] + shared) == two
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"fsdp_version": 1}, "--fsdp_version 2"),
+        ({"activation_checkpointing": True}, r"train\.gradient_checkpointing true instead"),
+        ({}, r"model\.lora does not go with FSDP"),
+    ],
+)
+def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: str) -> None:
+    """The first version, checkpointing of its own, and an adapter (here: anything but a plain model)."""
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "activation_checkpointing": False, **setting})
+    with pytest.raises(ConfigError, match=message):
+        check_fsdp(plugin, torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("one", "fsdp")])
+def test_a_run_goes_on_with_other_processes(tmp_path: Path, before: str, after: str) -> None:
+    """Interrupted inside a stage, with moments of the stage before: checkpoints are the same, whoever writes them."""
+    config = tiny_config(
+        init=NO_DROPOUT,
+        curriculum={"final_epochs": 0, "epochs_per_stage": 6},
+        train={"save_steps": 2, "optimizer_reset": "never", "learning_rate": 1e-4},
+    )
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+
+    def start(how: str, out: Path) -> subprocess.Popen[str]:
+        if how != "one":
+            return start_two(how, recipe, out)
+        command = [sys.executable, "-m", "cocot", "train", str(recipe), "--out", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+    finish(start("one", tmp_path / "whole"))
+    first = start(before, tmp_path / "two")
+    while not (tmp_path / "two" / "stages" / "stage_1" / "checkpoint-2").exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.01)
+    first.terminate()
+    first.communicate(timeout=60)
+    assert not (tmp_path / "two" / "model").exists()
+    finish(start(after, tmp_path / "two"))
+    last = (load_file(tmp_path / run / "stages/stage_1/checkpoint-24/model.safetensors") for run in ("whole", "two"))
+    whole, two = last
+    gaps = [float((whole[name] - two[name]).abs().max()) for name in whole]
+    print("gap after", before, after, max(gaps))
+    assert max(gaps) < MAX_GAP
 
 
 @pytest.mark.parametrize("what", ["the loss is (nan|inf)", "the weights are no longer numbers"])
@@ -673,10 +755,26 @@ def test_own_problems_and_an_own_model_go_from_files_to_a_result(tmp_path: Path)
     assert set(SPECIAL_TOKENS) < set(tokenizer.get_vocab())
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
     assert model.config.thoughts["filler"] == PAUSE
-    assert len(accuracies(tmp_path / "run")) == 3
+    steps = [(stage, step) for stage, step, _ in accuracies(tmp_path / "run")]
+    assert steps == [("stage_0", 0), ("stage_0", 2), ("stage_1", 2), ("final", 2)], "once before the first step"
     write_problems(tmp_path / "train.jsonl", problems[1:17])
     with pytest.raises(RunError, match="was begun on other data"):
         train(config, tmp_path / "run")
+
+
+def test_an_untrained_model_is_never_the_best(tmp_path: Path) -> None:
+    """The validation before the first step is for the record, even where the first stage is the last."""
+    problems = [Problem(f"{a} + {b}?", (f"<<{a}+{b}={a + b}>>",), str(a + b)) for a in range(4) for b in range(5)]
+    write_problems(tmp_path / "all.jsonl", problems)
+    save_gpt2(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
+    files = {"train": str(tmp_path / "all.jsonl"), "valid": str(tmp_path / "all.jsonl"), "fresh": False}
+    config = tiny_config(data=files, path=str(tmp_path / "gpt2"), curriculum={"method": "cot"})
+    train(config, tmp_path / "run")
+    assert [step for _, step, _ in accuracies(tmp_path / "run")][:2] == [0, 2]
+    before = load_file(tmp_path / "gpt2" / "model.safetensors")
+    assert not torch.equal(
+        weights(tmp_path / "run")["transformer.h.0.attn.c_attn.weight"], before["transformer.h.0.attn.c_attn.weight"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,18 +34,20 @@ _CHUNK = 128
 Lengths = Sequence[tuple[int, int]]
 
 
-def collate(examples: Sequence[Example], pad_id: int, latent_id: int) -> dict[str, Any]:
+def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits: int = 0) -> dict[str, Any]:
     """Put examples into one end-aligned batch.
 
     Args:
         examples: Rows; prompts and texts of any length.
         pad_id: Fills the padding of `input_ids`; never read by the model.
         latent_id: The placeholder of a thought.
+        num_splits: Places at least where passes part, thoughts or not: processes that hold a model together must run
+            its layers equally often, whatever thoughts their batches have.
 
     Returns:
         `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns), int64;
-        `latent_columns`, the columns that hold a thought in any row, as numbers; and `labelled`, as `label_positions`
-        gives it.
+        `latent_columns`, the columns that hold a thought in any row, as numbers, with others for `num_splits`; and
+        `labelled`, as `label_positions` gives it.
     """
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
@@ -58,11 +60,14 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int) -> dict[st
     input_ids = padded([example.input_ids for example in examples], pad_id)
     attention_mask = padded([[1] * len(example.input_ids) for example in examples], 0)
     labels = padded([example.labels for example in examples], IGNORED)
+    columns = latent_columns(input_ids == latent_id)
+    others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
+    columns = sorted(columns + others[: max(0, num_splits - len(columns))])
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
-        "latent_columns": latent_columns(input_ids == latent_id),
+        "latent_columns": columns,
         "labelled": label_positions(labels),
     }
 

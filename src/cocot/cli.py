@@ -194,22 +194,29 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from cocot.controls import run_controls
-    from cocot.evaluation import evaluate, summarise, write_records
-    from cocot.loading import load
+    from cocot.evaluation import evaluate_together, summarise, write_records
+    from cocot.loading import load_here, processes
     from cocot.report import plain
 
     _hush()
+    here = processes()
+    is_first = here.is_main_process
     task, problems = _problems(args)
-    model, tokenizer = load(args.model)
-    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": True}
+    model, tokenizer = load_here(args.model)
+    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": is_first}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
     if args.controls:
         if args.thoughts is not None:
             raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
+        if here.num_processes > 1:
+            raise ConfigError("--controls runs in one process.")
         results = run_controls(model, tokenizer, task, problems, **settings)
     else:
         name = Path(args.model).name
-        results = iter([(name, evaluate(model, tokenizer, task, problems, num_thoughts=args.thoughts, **settings))])
+        records = evaluate_together(model, tokenizer, task, problems, num_thoughts=args.thoughts, **settings)
+        results = iter([(name, records)])
+        if not is_first:
+            return 0  # the first process speaks for all
     rows = []
     for name, records in results:
         path = out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out
@@ -243,12 +250,12 @@ def _ask(args: argparse.Namespace) -> int:
     from transformers import TextStreamer
 
     from cocot.generation import answer
-    from cocot.loading import load
+    from cocot.loading import load_here
 
     if args.text_steps and args.thoughts:
         raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
     _hush()
-    model, tokenizer = load(args.model)
+    model, tokenizer = load_here(args.model)
     given = answer(
         model,
         tokenizer,
@@ -262,7 +269,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from cocot.loading import load
+    from cocot.loading import load_here
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
 
@@ -270,7 +277,7 @@ def _probe(args: argparse.Namespace) -> int:
     task, problems = _problems(args)
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
-    model, tokenizer = load(args.model)
+    model, tokenizer = load_here(args.model)
     search = probe_search(
         model,
         tokenizer,
@@ -305,12 +312,12 @@ def _write_page(folders: Sequence[Path], out: Path) -> Path:
 
 def _export(args: argparse.Namespace) -> int:
     from cocot.export import export, write_embeddings
-    from cocot.loading import load
+    from cocot.loading import load_here
 
     _hush()
     if args.embeds:
         _, problems = _problems(args)
-        write_embeddings(*load(args.model), problems, args.folder, args.thoughts)
+        write_embeddings(*load_here(args.model), problems, args.folder, args.thoughts)
         print(f"{len(problems):,} prompts: {args.folder}")
         return 0
     if args.thoughts is not None or args.data:

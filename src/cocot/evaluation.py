@@ -19,11 +19,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.errors import DataError, RunError
 from cocot.generation import EditOf, answer
+from cocot.loading import processes
 from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
 
@@ -132,6 +134,29 @@ def evaluate(
         )
         for problem, given in zip(problems, answers, strict=True)
     ]
+
+
+def evaluate_together(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Sequence[Problem], **settings: Any
+) -> list[Record]:
+    """`evaluate`, with the problems shared out over the processes that `torchrun` started.
+
+    Args:
+        model: A model that was given thoughts; the same in every process, or one that they hold together.
+        tokenizer: Its tokenizer.
+        task: Grades the answers.
+        problems: What to ask; the same in every process.
+        **settings: As `evaluate` takes them.
+
+    Returns:
+        The records of all problems, in their order, to every process.
+    """
+    here = processes()
+    own = problems[here.process_index :: here.num_processes]
+    # As many for every process: those that hold a model together must run its layers equally often.
+    filled = [*own, *problems[: math.ceil(len(problems) / here.num_processes) - len(own)]]
+    shares = gather_object([evaluate(model, tokenizer, task, filled, **settings)])
+    return [shares[index % len(shares)][index // len(shares)] for index in range(len(problems))]
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
@@ -157,6 +158,7 @@ def _generate(
         pad_token_id=pad_id,
         streamer=streamer,
         edit_thought=edit,
+        synced_gpus=isinstance(model, FSDPModule),
     )
     model.train(was_training)
     written: list[list[int]] = output[:, width:].tolist()

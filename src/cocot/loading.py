@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -79,6 +80,22 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
     tokenizer = load_tokenizer(path_or_hub_id)
     return give_thoughts(model, tokenizer), tokenizer
+
+
+def load_here(path_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load`, onto the best device that there is for this process."""
+    model, tokenizer = load(path_or_hub_id)
+    cast(Any, model).to(processes().device)
+    return model, tokenizer
+
+
+def processes(cpu: bool = False) -> Any:
+    """This process among those that `torchrun` started, if it did, and its device: an accelerate `PartialState`.
+
+    Args:
+        cpu: Stay on the CPU. Else it is the best device that there is.
+    """
+    return PartialState(cpu=cpu or not torch.accelerator.is_available())  # else no process joins the others on a CPU
 
 
 def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:

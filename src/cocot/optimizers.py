@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils.operations import recursively_apply  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from cocot.config import TrainConfig
@@ -70,6 +72,34 @@ class Together(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def whole_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer as if one process had it all: what processes share (FSDP) is gathered.
+
+    Every process must ask. Returns a `state_dict` on the CPU, the same with any number of processes.
+    """
+    state: dict[str, Any] = recursively_apply(
+        lambda tensor: tensor.full_tensor().cpu(), optimizer.state_dict(), test_type=lambda x: isinstance(x, DTensor)
+    )
+    return state
+
+
+def load_whole_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Restore what `whole_state` gave; each process keeps its share of it."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    for part, saved in zip(parts, state.get("parts", [state]), strict=True):
+        parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+        for index, moments in saved["state"].items():
+            saved["state"][index] = {name: _shared(value, parameters[index]) for name, value in moments.items()}
+    optimizer.load_state_dict(state)
+
+
+def _shared(value: Any, parameter: Tensor) -> Any:
+    """A moment of a parameter, shared out as the parameter is."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
+
+
 def forget(optimizer: Optimizer) -> None:
     """Drop every moment; rates stay."""
     for part in getattr(optimizer, "parts", [optimizer]):
@@ -79,7 +109,7 @@ def forget(optimizer: Optimizer) -> None:
 def inherit(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Take over the moments of an earlier stage's optimizer; the rates stay those of `optimizer`."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    load_whole_state(optimizer, state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.pop("initial_lr", None)  # else the stage's schedule would start from the old stage's rate
         group.update(settings)

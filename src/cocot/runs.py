@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import yaml
@@ -173,8 +174,14 @@ def own_copy(source: str) -> str:
         return source
     own = Path("runs") / source
     if not own.exists():
-        with replaced(own) as place:
-            shutil.copytree(shipped, place, dirs_exist_ok=True)
+        own.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=own.parent, prefix=".") as place:
+            whole = shutil.copytree(shipped, Path(place) / source)
+            try:
+                os.rename(whole, own)
+            except OSError:
+                if not own.exists():  # else another process was faster
+                    raise
     return str(own)
 
 

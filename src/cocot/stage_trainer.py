@@ -20,9 +20,11 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     SchedulerType,
@@ -33,13 +35,15 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.checksums import seal
 from cocot.config import TrainConfig
 from cocot.errors import ConfigError, RunError
-from cocot.evaluation import Record, evaluate, summarise
-from cocot.optimizers import build_optimizer, forget, inherit
+from cocot.evaluation import Record, evaluate_together, summarise
+from cocot.loading import load
+from cocot.optimizers import build_optimizer, forget, inherit, load_whole_state, whole_state
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
 from cocot.runs import RunFolder, cannot_write, prune_checkpoints, replaced
@@ -114,6 +118,9 @@ class StageTrainer(Trainer):
             data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
             processing_class=tokenizer,
         )
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin, model)
+            self.data_collator = partial(cast(Any, self.data_collator), num_splits=validation.num_thoughts)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
         self.journal = Journal(run, planned.stage.name)
@@ -126,10 +133,14 @@ class StageTrainer(Trainer):
         """The recipe's optimizer at this stage's rates."""
         if self.optimizer is None:
             own = build_optimizer(cast(Any, self.model), self.config, self.planned.learning_rate_factor)
-            if self._inherited is not None:
-                inherit(own, torch.load(self._inherited, map_location="cpu", weights_only=True))
             self.optimizer = self.bare_optimizer = own
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's, once the optimizer knows its weights and has the moments of the stage before."""
+        if self._inherited is not None:
+            inherit(self.bare_optimizer, _read(self._inherited))
+        return super().create_scheduler(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(self.data, str(self.args.seed), self.config.batch_size, self.config.batch_by_length)
@@ -170,36 +181,31 @@ class StageTrainer(Trainer):
 
     def _save_best(self) -> None:
         """The model to the run's `best/`; not by Trainer.save_model, which adds a pickle."""
+        whole = {"state_dict": self._whole_weights()} if self.is_fsdp_enabled else {}
         if not self.is_world_process_zero():
             return
         try:
             with replaced(self._run.best) as folder:
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+                self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
                 self._tokenizer.save_pretrained(folder)
                 seal(folder)
         except Exception as error:
             raise cannot_write(self._run.best, error) from error
 
     def _validate(self) -> list[Record]:
-        """Records of the validation problems; each process asks its share of them."""
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        own = self._validation.problems[rank::world_size]
-        records = evaluate(
+        return evaluate_together(
             self.accelerator.unwrap_model(self.model),
             self._tokenizer,
             self._validation.task,
-            own,
+            self._validation.problems,
             num_thoughts=self._validation.num_thoughts,
             batch_size=self.config.eval_batch_size,
             max_new_tokens=self.config.eval_max_new_tokens,
         )
-        gathered: list[Record] = gather_object(records)
-        assert len(gathered) == len(self._validation.problems)
-        return gathered
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        if self.anywhere(not all(bool(_local(part).isfinite().all()) for part in model.parameters())):
             raise self._diverged("the weights are no longer numbers", self.state.global_step)
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -215,6 +221,51 @@ class StageTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             raise cannot_write(folder, error) from error
 
+    # What processes share (FSDP) is written as one process would write it: any number of them can go on from there.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Hugging Face's folder."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=self._whole_weights())
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        """The weights, gathered in the first process; all must ask."""
+        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
+        names = dict(cast(Any, self.model).named_parameters(remove_duplicate=False))
+        tied = names.keys() - dict(cast(Any, self.model).named_parameters())
+        return {name: weight for name, weight in state.items() if name not in tied}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.bare_optimizer)
+        if self.is_world_process_zero():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            load_whole_state(self.bare_optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME))
+            cast(Any, self.lr_scheduler).load_state_dict(_read(Path(checkpoint) / SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        whole, _ = load(resume_from_checkpoint)
+        set_model_state_dict(cast(Any, self.model), whole.state_dict(), options=StateDictOptions(full_state_dict=True))
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is true in any of the processes; all must ask."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
 
 class Pace(TrainerCallback):
     """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
@@ -228,10 +279,7 @@ class Pace(TrainerCallback):
 
     def agree(self) -> bool:
         """Whether any of the processes was interrupted: they must stop after the same step."""
-        accelerator = self._trainer.accelerator
-        if accelerator.num_processes > 1:
-            flags = accelerator.gather(torch.tensor([self.is_interrupted], device=accelerator.device))
-            self.is_interrupted = bool(flags.any())
+        self.is_interrupted = self._trainer.anywhere(self.is_interrupted)
         return self.is_interrupted
 
     def _at_epoch_end(self, state: TrainerState) -> bool:
@@ -348,7 +396,7 @@ def _arguments(
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         bf16=uses_bf16(config),
-        use_cpu=config.device == "cpu",
+        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
         eval_on_start=validates_first,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
@@ -365,6 +413,28 @@ def uses_bf16(config: TrainConfig) -> bool:
     if config.bf16 is not None:
         return config.bf16
     return config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def check_fsdp(plugin: Any, model: Any) -> None:
+    """Refuse what would be wrong, or lost, in silence."""
+    if plugin.fsdp_version != 2:
+        raise ConfigError("this FSDP is version 1; ask accelerate for the second: --fsdp_version 2.")
+    if plugin.activation_checkpointing:
+        raise ConfigError(
+            "FSDP's own activation checkpointing reads the cache of thoughts twice; turn it off, and set "
+            "train.gradient_checkpointing true instead."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under plain DDP.")
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """This process's share of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _read(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

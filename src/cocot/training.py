@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState  # type: ignore[import-untyped]
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
@@ -35,7 +35,7 @@ from cocot.checksums import check, seal
 from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
 from cocot.errors import ConfigError, DataError, Interrupted
-from cocot.loading import load, load_tokenizer
+from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.recipe_files import read_recipe
@@ -79,7 +79,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
-        PartialState(cpu=config.train.device == "cpu")  # joins the other processes
+        processes(config.train.device == "cpu")
     batches = split_batch(config.train.batch_size, config.train.device_batch_size, world_size)
     stages = plan(config)
     data = prepare_data(config)
@@ -88,10 +88,6 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         raise ConfigError(
             f"an epoch of {len(first)} problems holds no batch of {config.train.batch_size}; "
             "lower train.batch_size or give more problems."
-        )
-    if len(data.valid) < world_size:
-        raise ConfigError(
-            f"{len(data.valid)} validation problems leave some of {world_size} processes idle; give more."
         )
     run = RunFolder(folder)
 
@@ -137,12 +133,16 @@ def _train_stages(
     run: RunFolder,
 ) -> None:
     """Train every stage that is not done, then put the result in its place."""
-    model, tokenizer = prepare_model(config, vocabulary_sample(data, stages), run)
+    sample = vocabulary_sample(data, stages)
+    model, tokenizer = prepare_model(config, sample, run)
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
     _check_lengths(config, stages[-1], model, encoder, data)
     _once(lambda: print(batches, file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
+        if isinstance(model, FSDPModule):  # a model is shared out once
+            model, _ = prepare_model(config, sample, run)
+            model.config.thoughts = encoder.settings.to_json()
         _run_stage(config, stages, model, encoder, data, batches, run)
 
     def copy_best() -> None:
