@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import reference
@@ -13,19 +14,20 @@ import torch
 from conftest import LATENT_ID, TOKENIZER, make_model, make_thinker
 from runs_support import tiny_config, weights
 from safetensors.torch import load_file
-from test_training import save_gpt2
+from test_training import save_model
 
 import cocot
 from cocot.batching import collate
 from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
-from cocot.curriculum import Example
+from cocot.curriculum import PAUSE, Example
 from cocot.errors import ConfigError, RunError
+from cocot.model import add_tokens
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.training import prepare_data, train
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
 
-from cocot.adapters import merged, with_adapter
+from cocot.adapters import in_four_bits, merged, with_adapter
 
 # Largest relative difference allowed in float32. Measured: gradients 2.2e-6, the worst of three models.
 TOLERANCE = 1e-5
@@ -102,13 +104,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of somebody else, with none of the tokens that thoughts take."""
     folder = tmp_path_factory.mktemp("base") / "model"
     problems = prepare_data(tiny_config()).valid
-    save_gpt2(folder, [problem.question + problem.steps[0] for problem in problems])
+    save_model(folder, [problem.question + problem.steps[0] for problem in problems])
     return folder
 
 
-def config_of(base: Path) -> RunConfig:
+def config_of(base: Path, lora: LoraSettings = LORA) -> RunConfig:
     found = tiny_config(path=str(base), curriculum={"epochs_per_stage": 2})
-    return RunConfig(ModelConfig(path=str(base), lora=LORA), found.data, found.curriculum, found.train)
+    return RunConfig(ModelConfig(path=str(base), lora=lora), found.data, found.curriculum, found.train)
 
 
 class Killed(BaseException):
@@ -176,3 +178,68 @@ def test_what_does_not_go_together_is_refused(base: Path, tmp_path: Path) -> Non
     wrong = ModelConfig(path=str(base), lora=LoraSettings(modules=["abacus"]))
     with pytest.raises(ConfigError, match=r"model\.lora does not fit this model: .*abacus"):
         train(RunConfig(wrong, config.data, config.curriculum, config.train), tmp_path / "run")
+
+
+QLORA = replace(LORA, quantize=True)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose matrices bitsandbytes can hold in 4 bits."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[lora]'")
+    folder = tmp_path_factory.mktemp("llama") / "model"
+    problems = prepare_data(tiny_config()).valid
+    save_model(folder, [problem.question + problem.steps[0] for problem in problems], "llama")
+    return folder
+
+
+def test_gradients_through_four_bits_are_those_of_the_values_they_stand_for(llama: Path) -> None:
+    """Also after a call in eval(), as every validation makes: there bitsandbytes alone goes wrong on some CPUs."""
+    model, tokenizer = cocot.load(llama, **in_four_bits(torch.float32))
+    same, _ = cocot.load(llama, **in_four_bits(torch.float32))
+    assert any(parameter.dtype == torch.uint8 for parameter in model.parameters())
+    oracle = adapted(cast(Any, same).dequantize())
+    ours = adapted(model)
+    latent = tokenizer.convert_tokens_to_ids("<|latent|>")
+    ids = torch.tensor([[9, 10, 11, latent, latent, 12, 13]])
+    labels = torch.where(torch.arange(7) < 5, -100, ids)
+    found = []
+    for which in (ours, oracle):
+        with torch.no_grad():
+            logits = which.eval()(input_ids=ids).logits
+        which.train()(input_ids=ids, labels=labels).loss.backward()
+        found.append((logits, {name: parameter.grad for name, parameter in trained(which).items()}))
+    (logits, grads), (true_logits, true_grads) = found
+    assert float((logits - true_logits).abs().max()) < TOLERANCE
+    assert grads.keys() == true_grads.keys()
+    largest = max(float(grad.abs().max()) for grad in true_grads.values())
+    assert max(float((grads[name] - true_grads[name]).abs().max()) for name in grads) < TOLERANCE * largest
+
+
+def test_a_run_on_four_bits_ends_as_the_plain_model_that_was_validated(llama: Path, tmp_path: Path) -> None:
+    """Merged into the values that the 4 bits stand for: the same answers as the best adapter's, no trace of 4 bits."""
+    run = train(config_of(llama, QLORA), tmp_path / "run")
+    config_file = json.loads((run.model / "config.json").read_text())
+    assert not any("quant" in key for key in config_file)
+    ours, base = weights(run.path), load_file(llama / "model.safetensors")
+    assert {weight.dtype for weight in ours.values()} == {torch.float32}
+    name = "model.layers.0.mlp.up_proj.weight"
+    quantized = cast(Any, cocot.load(llama, **in_four_bits(torch.float32))[0].dequantize()).state_dict()[name]
+    sizes = [torch.linalg.svdvals(ours[name] - before) for before in (quantized, base[name])]
+    ranks = [int((size > 1e-4 * size[0]).sum()) for size in sizes]
+    assert ranks[0] == LORA.rank < ranks[1], "what is added to the values of the 4 bits is the adapter's product"
+    model, tokenizer = cocot.load(run.path)
+    alone, _ = cocot.load(llama, **in_four_bits(torch.float32))
+    add_tokens(alone, tokenizer, (PAUSE,))
+    best = with_adapter(alone, tokenizer, QLORA, 0, run.best).eval()
+    ids = torch.tensor([[*tokenizer.encode("1 2 ; ? 2 1 1"), tokenizer.convert_tokens_to_ids("<|latent|>")]])
+    with torch.no_grad():
+        logits, expected = model(input_ids=ids).logits, best(input_ids=ids).logits
+    assert float((logits - expected).abs().max()) < TOLERANCE * float(expected.abs().max())
+
+
+def test_four_bits_where_they_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
+    """GPT-2's matrices are transposed, and would come back the other way round."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[lora]'")
+    with pytest.raises(ConfigError, match="GPT-2's transposed layers"):
+        train(config_of(base, QLORA), tmp_path / "run")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,7 +23,14 @@ import torch
 from runs_support import TINY_INIT, accuracies, environment, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from cocot import stage_trainer, training
 from cocot.batching import collate
@@ -730,14 +738,23 @@ def test_every_epoch_reads_its_own_problems_in_an_order_of_its_own(
         assert rows[:16] != rows[16:32]
 
 
-def save_gpt2(folder: Path, texts: list[str]) -> None:
-    """A tiny GPT-2 of random weights with a byte-level BPE of the texts, as a user's own model folder."""
+SHAPES: dict[str, PretrainedConfig] = {
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=96),
+    "llama": LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96
+    ),
+}
+
+
+def save_model(folder: Path, texts: list[str], kind: str = "gpt2") -> None:
+    """A tiny model of random weights with a byte-level BPE of the texts, as a user's own model folder."""
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator(texts, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
     torch.manual_seed(0)
-    shape = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=96)
-    GPT2LMHeadModel(shape).save_pretrained(folder)
+    shape = deepcopy(SHAPES[kind])
+    shape.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -746,7 +763,7 @@ def test_own_problems_and_an_own_model_go_from_files_to_a_result(tmp_path: Path)
     problems = [Problem(f"{a} + {b}?", (f"<<{a}+{b}={a + b}>>",), str(a + b)) for a in range(4) for b in range(5)]
     write_problems(tmp_path / "train.jsonl", problems[:16])
     write_problems(tmp_path / "valid.jsonl", problems[16:])
-    save_gpt2(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
+    save_model(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
     files = {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl"), "fresh": False}
     config = tiny_config(data=files, path=str(tmp_path / "gpt2"), curriculum={"method": "pause_as_thought"})
     train(config, tmp_path / "run")
@@ -766,7 +783,7 @@ def test_an_untrained_model_is_never_the_best(tmp_path: Path) -> None:
     """The validation before the first step is for the record, even where the first stage is the last."""
     problems = [Problem(f"{a} + {b}?", (f"<<{a}+{b}={a + b}>>",), str(a + b)) for a in range(4) for b in range(5)]
     write_problems(tmp_path / "all.jsonl", problems)
-    save_gpt2(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
+    save_model(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
     files = {"train": str(tmp_path / "all.jsonl"), "valid": str(tmp_path / "all.jsonl"), "fresh": False}
     config = tiny_config(data=files, path=str(tmp_path / "gpt2"), curriculum={"method": "cot"})
     train(config, tmp_path / "run")

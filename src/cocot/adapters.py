@@ -5,7 +5,8 @@ In: a model that was given thoughts. Out: peft's model around it, which trains; 
     model = with_adapter(model, tokenizer, LoraSettings(rank=8), seed=0)
     model = merged(model)
 
-Checkpoints of such a run hold the adapter alone; the run's `model/` is merged, a plain Hugging Face folder.
+Checkpoints of such a run hold the adapter alone; the run's `model/` is merged, a plain Hugging Face folder. With QLoRA
+the model's own matrices are held in 4 bits by bitsandbytes; the result is what was trained, taken out of its 4 bits.
 Read next: `training.py`.
 """
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from cocot.checksums import check
@@ -54,6 +58,8 @@ def with_adapter(
         import peft
     except ImportError as error:
         raise ConfigError(f"model.lora takes the package peft: pip install 'cocot[lora]' ({error}).") from error
+    if any(getattr(part, "source_cls", None) is Conv1D for part in model.modules()):
+        raise ConfigError("model.lora.quantize does not go with GPT-2's transposed layers; leave it out.")
     with warnings.catch_warnings():  # peft still uses names that transformers will drop; nobody here can help it
         warnings.simplefilter("ignore", FutureWarning)
         if saved is not None:
@@ -67,6 +73,27 @@ def with_adapter(
             return _bare(peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings))))
         except ValueError as error:
             raise ConfigError(f"model.lora does not fit this model: {str(error).splitlines()[0]}") from error
+
+
+def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
+    """What `load` takes to hold a model's matrices in 4 bits (NF4).
+
+    Args:
+        compute_dtype: Of the products with them.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("model.lora.quantize takes the package bitsandbytes: pip install 'cocot[lora]'.")
+    layers: Any = import_module("bitsandbytes.nn.modules")
+
+    # On a CPU with AVX512-BF16 any call in eval() packs the weights anew, and gradients through them are then wrong
+    # (bitsandbytes 0.50.2: by 82 %); small layers fail.
+    layers.has_avx512bf16 = lambda: False
+    config: Any = BitsAndBytesConfig  # has no annotations
+    quantization = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+    return {"quantization_config": quantization}
 
 
 def _bare(model: Any) -> Any:

@@ -72,6 +72,8 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     check(Path(place))
     with _explained(place) as source:
         settings = {"dtype": torch.float32, **kwargs, **file, "use_safetensors": True, "output_loading_info": True}
+        if file and kwargs.get("quantization_config"):
+            raise ValueError("a GGUF file is quantized in its own way; load it, and save it as a folder, first.")
         if file:
             settings["quantization_config"] = GgufConfig(dequantize=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
@@ -128,7 +130,7 @@ def _explained(source: str) -> Iterator[str]:
     """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
     try:
         yield source
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
-from cocot.adapters import merged, with_adapter
+from cocot.adapters import in_four_bits, merged, with_adapter
 from cocot.batching import StageData
 from cocot.checksums import check, seal
 from cocot.config import RunConfig
@@ -41,7 +41,7 @@ from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, p
 from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
-from cocot.stage_trainer import ACCURACY, StageTrainer, Validation
+from cocot.stage_trainer import ACCURACY, StageTrainer, Validation, uses_bf16
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
 
@@ -151,8 +151,7 @@ def _train_stages(
             if config.model.lora is None:
                 shutil.copytree(run.best, result, dirs_exist_ok=True)
                 return
-            whole, _ = _adapted(config, run.best)
-            plain = merged(whole)
+            plain = merged(_adapted(config, run.best, merges=True)[0])
             plain.config.thoughts = model.config.thoughts
             plain.save_pretrained(result)
             tokenizer.save_pretrained(result)
@@ -258,15 +257,19 @@ def prepare_model(
 
 def _pretrained(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     assert config.model.path is not None
-    model, tokenizer = load(config.model.path)
+    lora = config.model.lora
+    dtype = torch.bfloat16 if uses_bf16(config.train) else torch.float32
+    model, tokenizer = load(config.model.path, **(in_four_bits(dtype) if lora and lora.quantize else {}))
     add_tokens(model, tokenizer, (PAUSE,))  # whatever the method: runs that share stages have one vocabulary
     return model, tokenizer
 
 
-def _adapted(config: RunConfig, saved: Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model with an adapter, a new one or one of the run's own."""
+def _adapted(config: RunConfig, saved: Path | None, merges: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with an adapter, a new one or one of the run's own; `merges` if it is to become a plain model."""
     assert config.model.lora is not None
     model, tokenizer = _pretrained(config)
+    if merges and config.model.lora.quantize:
+        model = cast(Any, model).dequantize()
     return with_adapter(model, tokenizer, config.model.lora, config.seed, saved), tokenizer
 
 
