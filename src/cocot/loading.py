@@ -10,6 +10,7 @@ Read next: `model.py`, `checksums.py`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -80,8 +81,8 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         model, loading = loaded
         if loading["missing_keys"]:  # Hugging Face fills these in at random
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
-    tokenizer = load_tokenizer(path_or_hub_id)
-    return give_thoughts(model, tokenizer), tokenizer
+        tokenizer = load_tokenizer(path_or_hub_id)
+        return give_thoughts(model, tokenizer), tokenizer
 
 
 def load_here(path_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -130,8 +131,8 @@ def _explained(source: str) -> Iterator[str]:
     """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
     try:
         yield source
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "
             "Give a folder with config.json, model.safetensors and tokenizer.json, or the id of a model on the Hub."
