@@ -356,6 +356,8 @@ FSDP = {
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
 }
 """What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets."""
 
@@ -408,6 +410,21 @@ def test_two_processes_are_one(tmp_path: Path, engine: str, recomputes: bool) ->
     one, two = (sorted(path.name for path in (tmp_path / run).rglob("*") if path.is_file()) for run in ("one", "two"))
     alone, shared = ["rng_state.pth"] * 2, ["rng_state_0.pth"] * 2 + ["rng_state_1.pth"] * 2
     assert sorted([name for name in one if name not in alone] + shared) == two
+
+
+def test_a_pretrained_model_is_shared_out(tmp_path: Path) -> None:
+    """Read by the first process alone, validated before its first step, then trained: as one process trains it."""
+    settings = {"learning_rate": 3e-4}
+    problems = prepare_data(tiny_config()).valid
+    save_model(tmp_path / "llama", [problem.question + problem.steps[0] for problem in problems], "llama")
+    config = tiny_config(path=str(tmp_path / "llama"), train=settings, data={"num_valid": 5})
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    train(config, tmp_path / "one")
+    finish(start_two("fsdp", recipe, tmp_path / "two"))
+    print("gap of a pretrained model", gap(tmp_path / "one", tmp_path / "two"))
+    assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
+    assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
+    assert accuracies(tmp_path / "one") == accuracies(tmp_path / "two")
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,6 @@ def answer(
     return [answers[index] for index in range(len(prompts))]
 
 
-@torch.inference_mode()
 def _generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -148,18 +147,20 @@ def _generate(
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     was_training = model.training
     model.eval()
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad_id,
-        streamer=streamer,
-        edit_thought=edit,
-        synced_gpus=isinstance(model, FSDPModule),
-    )
+    is_shared = isinstance(model, FSDPModule)
+    with torch.inference_mode(not is_shared):  # what is gathered in inference mode could not be trained afterwards
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad_id,
+            streamer=streamer,
+            edit_thought=edit,
+            synced_gpus=is_shared,
+        )
     model.train(was_training)
     written: list[list[int]] = output[:, width:].tolist()
     return written
