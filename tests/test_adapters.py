@@ -186,7 +186,7 @@ QLORA = replace(LORA, quantize=True)
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base whose matrices bitsandbytes can hold in 4 bits."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[lora]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[qlora]'")
     folder = tmp_path_factory.mktemp("llama") / "model"
     problems = prepare_data(tiny_config()).valid
     save_model(folder, [problem.question + problem.steps[0] for problem in problems], "llama")
@@ -240,6 +240,6 @@ def test_a_run_on_four_bits_ends_as_the_plain_model_that_was_validated(llama: Pa
 
 def test_four_bits_where_they_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
     """GPT-2's matrices are transposed, and would come back the other way round."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[lora]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[qlora]'")
     with pytest.raises(ConfigError, match="GPT-2's transposed layers"):
         train(config_of(base, QLORA), tmp_path / "run")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -323,3 +325,48 @@ def test_processes_share_the_questions_of_eval(tmp_path: Path) -> None:
     assert one == two
     assert len(one) == 11
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["prosqa-small"]
+
+
+def as_an_ordinary_user(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`cocot` without root's right to write everywhere."""
+    command = [sys.executable, "-m", "cocot", *map(str, arguments)]
+    if os.getuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everywhere, and there is no setpriv to take that right away")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment(), timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        (["train", "{recipe}", "--out", "locked/new"], False),
+        (["train", "{recipe}", "--out", "locked/run"], True),
+        (["compare", "{recipe}", "--out", "locked/compared"], False),
+        (["eval", "locked/run", "--count", "5"], True),
+        (["probe", "locked/run", "--count", "2"], True),
+        (["export", "locked/run", "locked/exported"], True),
+        (["data", "prosqa", "--count", "2", "--out", "locked/data.jsonl"], False),
+    ],
+)
+def test_a_read_only_folder(trained: Path, tmp_path: Path, command: list[str], reads: bool) -> None:
+    """One line that names the place and the way out, before any work; nothing in it has changed."""
+    recipe = write_recipe(tmp_path / "mine.yaml", tiny_config(data={"num_train": 8}))
+    place = tmp_path / "locked"
+    shutil.copytree(trained, place / "run")
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    done = as_an_ordinary_user(*(word.format(recipe=recipe) for word in command), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("cocot: "))
+    assert "Permission denied: '" in line
+    assert "locked" in line
+    assert "--out" in line
+    assert "question/s" not in done.stderr, "asked before it knew where to write"
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    if reads:
+        asked = as_an_ordinary_user("ask", "locked/run", "1 2 ; ? 2 1 1", "--max-new-tokens", "4", cwd=tmp_path)
+        assert asked.returncode == 0, asked.stderr
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755)

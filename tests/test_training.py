@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -500,6 +501,32 @@ def test_a_diverging_stage_stops_and_keeps_what_was_good(
     for checkpoint in kept:
         assert all(bool(weight.isfinite().all()) for weight in load_file(checkpoint / "model.safetensors").values())
     assert not run.model.exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[RunConfig, Path]
+) -> None:
+    """Years ahead and back while it trains, and files dated the wrong way round: a resumed run ends as the other."""
+    config, whole = finished
+    jumps, real = Random(0), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jumps.choice([-1, 0, 1]) * jumps.random() * 3e8)
+    log = RunFolder.log
+
+    def stop(run: RunFolder, entry: dict[str, Any]) -> None:
+        log(run, entry)
+        if (entry["stage"], entry["step"]) == ("stage_1", 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "log", log)
+    files = sorted((tmp_path / "run").rglob("*"))
+    for age, path in enumerate(files):
+        os.utime(path, (1e9 - 1e6 * age, 1e9 - 1e6 * age))
+    train(config, tmp_path / "run")
+    assert gap(whole, tmp_path / "run") == 0
+    assert accuracies(whole) == accuracies(tmp_path / "run")
 
 
 @pytest.mark.parametrize("limit", [12_000, 60_000])

@@ -85,7 +85,7 @@ def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
         ConfigError: bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("model.lora.quantize takes the package bitsandbytes: pip install 'cocot[lora]'.")
+        raise ConfigError("model.lora.quantize takes the package bitsandbytes: pip install 'cocot[qlora]'.")
     layers: Any = import_module("bitsandbytes.nn.modules")
 
     # On a CPU with AVX512-BF16 any call in eval() packs the weights anew, and gradients through them are then wrong

@@ -7,7 +7,9 @@ code 2; an interrupt saves the state and exits with 130.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import logging
 import os
 import shlex
 import signal
@@ -25,6 +27,9 @@ from cocot.errors import CocotError, ConfigError, Interrupted
 if TYPE_CHECKING:
     from cocot.config import RunConfig
     from cocot.tasks.problem import Problem, Task
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"cocot: {error}", file=sys.stderr)
+        hint = ". Where you may not write, choose another place with --out." if error.errno in _READ_ONLY else ""
+        print(f"cocot: {error}{hint}", file=sys.stderr)
         return CocotError.exit_code
     except KeyboardInterrupt:
         print("cocot: interrupted.", file=sys.stderr)
@@ -108,12 +114,13 @@ def _stop_at_eof() -> None:
 
 
 def _hush() -> None:
-    """Hugging Face's bars and hints would stand between our lines."""
-    from transformers.utils import logging
+    """Bars and hints of other libraries would stand between our lines."""
+    from transformers.utils import logging as hugging_face
 
-    library: Any = logging  # has no annotations
+    library: Any = hugging_face  # has no annotations
     library.disable_progress_bar()
     library.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
@@ -197,6 +204,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.evaluation import evaluate_together, summarise, write_records
     from cocot.loading import load_here, processes
     from cocot.report import plain
+    from cocot.runs import must_be_writable
 
     _hush()
     here = processes()
@@ -205,6 +213,7 @@ def _eval(args: argparse.Namespace) -> int:
     model, tokenizer = load_here(args.model)
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": is_first}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
+    must_be_writable(out)
     if args.controls:
         if args.thoughts is not None:
             raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
@@ -270,6 +279,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace) -> int:
     from cocot.loading import load_here
+    from cocot.runs import must_be_writable
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
 
@@ -277,6 +287,8 @@ def _probe(args: argparse.Namespace) -> int:
     task, problems = _problems(args)
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
+    out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
+    must_be_writable(out)
     model, tokenizer = load_here(args.model)
     search = probe_search(
         model,
@@ -287,7 +299,6 @@ def _probe(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
     )
-    out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
     search.write(out)
     print(f"{describe(search)}\n")
     if args.show is not None:

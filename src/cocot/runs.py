@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
 import yaml
@@ -250,12 +250,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def must_be_writable(path: Path) -> None:
+    """Find out now, not after hours of answers, whether a file can be written: raises OSError if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path.parent):
+        pass
+
+
 def cannot_write(path: Path, error: Exception) -> RunError:
     """The error to raise when a file of a run could not be written."""
     reason = " ".join(str(error).split())
     return RunError(
-        f"could not write {path}: {reason}. Is the disk full? What was saved before is kept; "
-        "make room and give the same command again."
+        f"could not write {path}: {reason}. Is the disk full, or the folder read-only? What was saved before is kept; "
+        "make room, and give the same command again, or choose another --out folder."
     )
 
 
