@@ -89,7 +89,7 @@ def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
     layers: Any = import_module("bitsandbytes.nn.modules")
 
     # On a CPU with AVX512-BF16 any call in eval() packs the weights anew, and gradients through them are then wrong
-    # (bitsandbytes 0.50.2: by 82 %); small layers fail.
+    # (bitsandbytes 0.50.2: by as much as they are large); small layers fail.
     layers.has_avx512bf16 = lambda: False
     config: Any = BitsAndBytesConfig  # has no annotations
     quantization = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
