@@ -1,8 +1,9 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
 # make test-matrix   the suite with the oldest and the newest transformers that are supported
+# make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo model test test-matrix lint fuzz bench clean
+.PHONY: demo model test test-matrix lint fuzz bench gpu clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,6 +54,18 @@ test-matrix:
 
 bench: .venv/ready
 	$(BIN)/cocot bench
+
+# on a CPU, in miniature: make gpu DEVICE=cpu ARGS='--train.device cpu --model.init.layers 2 --model.init.width 64 ...'
+PIECE ?= 570
+DEVICE ?= cuda
+ARGS ?=
+gpu: .venv/ready
+	timeout --signal INT $(PIECE) sh -ec '\
+	  $(BIN)/cocot reproduce prosqa --scale gpu $(ARGS); \
+	  $(BIN)/cocot probe runs/prosqa_gpu/coconut/seed_0; \
+	  $(BIN)/cocot report runs/prosqa_gpu; \
+	  $(BIN)/cocot reproduce prontoqa --scale gpu $(ARGS); \
+	  $(BIN)/cocot bench --device $(DEVICE)'
 
 clean:
 	rm -rf .venv .venv-matrix runs
