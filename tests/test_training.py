@@ -42,6 +42,7 @@ from cocot.evaluation import evaluate, summarise
 from cocot.loading import load
 from cocot.plan import plan
 from cocot.runs import RunFolder, complete_checkpoints
+from cocot.scratch import build_tokenizer
 from cocot.stage_trainer import StageTrainer, check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
@@ -821,6 +822,19 @@ def test_own_problems_and_an_own_model_go_from_files_to_a_result(tmp_path: Path)
     write_problems(tmp_path / "train.jsonl", problems[1:17])
     with pytest.raises(RunError, match="was begun on other data"):
         train(config, tmp_path / "run")
+
+
+def test_words_of_later_epochs_are_known_from_the_start(tmp_path: Path) -> None:
+    """Small epochs of fresh stories: the names in the later ones are not in the first."""
+    story = {"task": "gsm8k", "generate": {"steps": 2, "largest": 12}, "num_train": 8, "num_valid": 4}
+    init = replace(TINY_INIT, tokens="numbers", settings={"n_positions": 160})
+    config = tiny_config(data=story, init=init, curriculum={"epochs_per_stage": 4})
+    run = train(config, tmp_path)
+    known = set(load(run.model)[1].get_vocab())
+    epochs = [prepare_data(config).train(plan(config)[1], epoch) for epoch in range(4)]
+    first, *later = (set(build_tokenizer(problems, "numbers").get_vocab()) for problems in epochs)
+    assert first.union(*later) <= known
+    assert not set().union(*later) <= first, "these stories tell nothing"
 
 
 def test_an_untrained_model_is_never_the_best(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -44,6 +45,9 @@ from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import ACCURACY, StageTrainer, Validation, uses_bf16
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
+
+_ENOUGH = 2000
+"""Generated problems that surely hold every word of their generator."""
 
 
 @dataclass(frozen=True)
@@ -222,10 +226,21 @@ def prepare_data(config: RunConfig) -> Data:
 
 
 def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Problem]:
-    """Problems that hold every word of a run: those of each stage's first epoch, and those of validation."""
-    lists = [data.valid, *(data.train(planned, 0) for planned in stages)]
+    """Problems that hold every word of a run: those of each stage's first epochs, and those of validation."""
+    lists = [data.valid, *chain.from_iterable(_first_epochs(data, planned) for planned in stages)]
     distinct = {id(problems): problems for problems in lists}
     return [problem for problems in distinct.values() for problem in problems]
+
+
+def _first_epochs(data: Data, planned: PlannedStage) -> Iterator[Sequence[Problem]]:
+    """As many epochs as it takes to see every word: one, where an epoch is large."""
+    count = 0
+    for epoch in range(planned.stage.num_epochs):
+        problems = data.train(planned, epoch)
+        yield problems
+        count += len(problems)
+        if count >= _ENOUGH:
+            return
 
 
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
