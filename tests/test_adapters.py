@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,11 +19,13 @@ from test_training import save_model
 
 import cocot
 from cocot.batching import collate
+from cocot.bench.measure import live_bytes
 from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
 from cocot.curriculum import PAUSE, Example
 from cocot.errors import ConfigError, RunError
 from cocot.model import add_tokens
 from cocot.runs import RunFolder, complete_checkpoints
+from cocot.stage_trainer import check_fsdp
 from cocot.training import prepare_data, train
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
@@ -243,3 +246,30 @@ def test_four_bits_where_they_do_not_fit_are_refused(base: Path, tmp_path: Path)
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cocot[qlora]'")
     with pytest.raises(ConfigError, match="GPT-2's transposed layers"):
         train(config_of(base, QLORA), tmp_path / "run")
+
+
+def test_an_adapter_under_fsdp_is_refused() -> None:
+    plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=False)
+    with pytest.raises(ConfigError, match=r"model\.lora does not go with FSDP"):
+        check_fsdp(plugin, adapted(make_thinker("llama")))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_frozen_weights_are_cast_once_a_step(name: str) -> None:
+    """Under autocast, memory does not grow by a copy of the weights a thought; the numbers stay what they were."""
+
+    def peak(num_thoughts: int) -> int:
+        ids = torch.tensor([[9] * (8 - num_thoughts) + [LATENT_ID] * num_thoughts + [10, 11]])
+        labels = torch.tensor([[-100] * 8 + [10, 11]])
+
+        def loss() -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                found: torch.Tensor = model(input_ids=ids, labels=labels).loss
+                return found
+
+        return live_bytes(loss)[1]
+
+    model = adapted(make_thinker(name)).train()
+    frozen = sum(part.numel() for part in model.parameters() if not part.requires_grad and part.dim() == 2)
+    grows = peak(6) - peak(2)
+    assert grows < 2 * frozen, "less than one copy for four thoughts more"

@@ -54,6 +54,14 @@ def test_processes_that_run_layers_together_split_equally_often():
         assert 0 < more[0] <= more[-1] < batch["input_ids"].shape[1]
 
 
+def test_a_short_batch_has_room_for_the_splits_of_others():
+    """Columns of padding are added where there are fewer than the splits take."""
+    batch = collate([Example([5, 6, 7], [IGNORED, IGNORED, 7], 2, 0)], PAD, LATENT_ID, num_splits=6)
+    assert batch["latent_columns"] == [1, 2, 3, 4, 5, 6]
+    assert batch["input_ids"].tolist() == [[PAD] * 4 + [5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[0] * 4 + [1] * 3]
+
+
 def read(data, epoch):
     """All that `data` holds in an epoch."""
     data.set_epoch(epoch)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs_support import TINY_INIT, accuracies, environment, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
@@ -38,7 +39,8 @@ from cocot.batching import collate
 from cocot.config import InitConfig, RunConfig, WarmupConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example, tokenize
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
-from cocot.evaluation import evaluate, summarise
+from cocot.evaluation import evaluate, evaluate_together, summarise
+from cocot.export import export
 from cocot.loading import load
 from cocot.plan import plan
 from cocot.runs import RunFolder, complete_checkpoints
@@ -415,7 +417,7 @@ def test_two_processes_are_one(tmp_path: Path, engine: str, recomputes: bool) ->
 
 
 def test_a_pretrained_model_is_shared_out(tmp_path: Path) -> None:
-    """Read by the first process alone, validated before its first step, then trained: as one process trains it."""
+    """Read, validated before its first step, then trained: as one process trains it."""
     settings = {"learning_rate": 3e-4}
     problems = prepare_data(tiny_config()).valid
     save_model(tmp_path / "llama", [problem.question + problem.steps[0] for problem in problems], "llama")
@@ -434,11 +436,10 @@ def test_a_pretrained_model_is_shared_out(tmp_path: Path) -> None:
     [
         ({"fsdp_version": 1}, "--fsdp_version 2"),
         ({"activation_checkpointing": True}, r"train\.gradient_checkpointing true instead"),
-        ({}, r"model\.lora does not go with FSDP"),
     ],
 )
 def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: str) -> None:
-    """The first version, checkpointing of its own, and an adapter (here: anything but a plain model)."""
+    """The first version, and checkpointing of its own."""
     plugin = SimpleNamespace(**{"fsdp_version": 2, "activation_checkpointing": False, **setting})
     with pytest.raises(ConfigError, match=message):
         check_fsdp(plugin, torch.nn.Linear(1, 1))
@@ -449,7 +450,7 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path, before: str, after: 
     """Interrupted inside a stage, with moments of the stage before: checkpoints are the same, whoever writes them."""
     config = tiny_config(
         init=NO_DROPOUT,
-        curriculum={"final_epochs": 0, "epochs_per_stage": 6},
+        curriculum={"final_epochs": 0, "epochs_per_stage": 10},
         train={"save_steps": 2, "optimizer_reset": "never", "learning_rate": 1e-4},
     )
     recipe = write_recipe(tmp_path / "mine.yaml", config)
@@ -462,14 +463,14 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path, before: str, after: 
 
     finish(start("one", tmp_path / "whole"))
     first = start(before, tmp_path / "two")
-    while not (tmp_path / "two" / "stages" / "stage_1" / "checkpoint-2").exists():
+    while not complete_checkpoints(tmp_path / "two" / "stages" / "stage_1"):
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.01)
     first.terminate()
     first.communicate(timeout=60)
     assert not (tmp_path / "two" / "model").exists()
     finish(start(after, tmp_path / "two"))
-    last = (load_file(tmp_path / run / "stages/stage_1/checkpoint-24/model.safetensors") for run in ("whole", "two"))
+    last = (load_file(tmp_path / run / "stages/stage_1/checkpoint-40/model.safetensors") for run in ("whole", "two"))
     whole, two = last
     gaps = [float((whole[name] - two[name]).abs().max()) for name in whole]
     print("gap after", before, after, max(gaps))
@@ -837,6 +838,36 @@ def test_words_of_later_epochs_are_known_from_the_start(tmp_path: Path) -> None:
     assert not set().union(*later) <= first, "these stories tell nothing"
 
 
+def test_a_run_goes_on_with_settings_that_it_knew_not(tmp_path: Path, finished: tuple[RunConfig, Path]) -> None:
+    """A setting that came later has its default in older runs."""
+    config, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    known = yaml.safe_load(file.read_text())
+    del known["train"]["report_to"]
+    del known["curriculum"]["icot_smoothing"]
+    file.write_text(yaml.safe_dump(known))
+    train(config, tmp_path / "run")
+    with pytest.raises(RunError, match=r"icot_smoothing was 4\.0, is now 2\.0"):
+        train(replace(config, curriculum=replace(config.curriculum, icot_smoothing=2.0)), tmp_path / "run")
+
+
+def test_the_time_of_a_validation_is_none_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is that of the one before the first step."""
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(2)
+        return evaluate_together(*args, **kwargs)
+
+    monkeypatch.setattr(stage_trainer, "evaluate_together", slow)
+    problems = prepare_data(tiny_config()).valid
+    save_model(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
+    run = train(tiny_config(path=str(tmp_path / "gpt2"), curriculum={"method": "no_cot"}), tmp_path / "run")
+    seconds = [entry["step_seconds"] for entry in run.read_log() if "step_seconds" in entry]
+    assert seconds
+    assert max(seconds) < 2
+
+
 def test_an_untrained_model_is_never_the_best(tmp_path: Path) -> None:
     """The validation before the first step is for the record, even where the first stage is the last."""
     problems = [Problem(f"{a} + {b}?", (f"<<{a}+{b}={a + b}>>",), str(a + b)) for a in range(4) for b in range(5)]
@@ -846,6 +877,10 @@ def test_an_untrained_model_is_never_the_best(tmp_path: Path) -> None:
     config = tiny_config(data=files, path=str(tmp_path / "gpt2"), curriculum={"method": "cot"})
     train(config, tmp_path / "run")
     assert [step for _, step, _ in accuracies(tmp_path / "run")][:2] == [0, 2]
+    run = RunFolder(tmp_path / "run")
+    run.log({"stage": run.finished_stages()[-1]["name"], "step": 0, "eval_accuracy": 0.987})
+    export(run.path, tmp_path / "out")
+    assert "98.7" not in (tmp_path / "out" / "README.md").read_text()
     before = load_file(tmp_path / "gpt2" / "model.safetensors")
     assert not torch.equal(
         weights(tmp_path / "run")["transformer.h.0.attn.c_attn.weight"], before["transformer.h.0.attn.c_attn.weight"]

@@ -51,6 +51,7 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
     """
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
+    before = max(before, num_splits + 1 - after)  # the first column is no split
 
     def padded(rows: list[list[int]], fill: int) -> Tensor:
         in_front = (before - example.prompt_length for example in examples)

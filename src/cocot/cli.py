@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        hint = ". Where you may not write, choose another place with --out." if error.errno in _READ_ONLY else ""
+        hint = ". Where you may not write, choose another place." if error.errno in _READ_ONLY else ""
         print(f"cocot: {error}{hint}", file=sys.stderr)
         return CocotError.exit_code
     except KeyboardInterrupt:
@@ -288,7 +288,7 @@ def _probe(args: argparse.Namespace) -> int:
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
     out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
-    must_be_writable(out)
+    must_be_writable(out / "search")
     model, tokenizer = load_here(args.model)
     search = probe_search(
         model,

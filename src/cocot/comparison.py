@@ -24,7 +24,7 @@ from cocot.curriculum import LATENT
 from cocot.errors import CocotError, ConfigError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
-from cocot.loading import load, load_here
+from cocot.loading import load_here
 from cocot.report import write_table
 from cocot.runs import RunFolder, environment, fingerprint
 from cocot.studies import SEED, Arm, Study
@@ -124,7 +124,7 @@ def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], co
 
     @cache
     def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return (load if config.train.device == "cpu" else load_here)(training.run.model)
+        return load_here(training.run.model, cpu=config.train.device == "cpu")
 
     answers: Answers = {}
     for test, (path, problems) in tests.items():

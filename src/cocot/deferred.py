@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -45,11 +45,15 @@ class DeferredMatrix:
 
 
 class DeferredWeights(TorchFunctionMode):
-    """While active, linear layers with trainable weights defer their gradients; it may be entered again and again."""
+    """While active, linear layers with trainable weights defer their gradients; it may be entered again and again.
+
+    Frozen weights are cast for autocast once: autocast itself would make, and backward keep, a copy a product.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[int, DeferredMatrix] = {}
+        self._frozen: dict[int, Tensor] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -63,15 +67,22 @@ class DeferredWeights(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not _is_trainable(weight):
-            return functional.linear(input, weight, bias)
+            return functional.linear(input, self._cast(weight), bias)
         product = self._matrix(weight, is_transposed=True).times(input)
         return product if bias is None else product + bias.to(product.dtype)
 
     def _addmm(self, input: Tensor, mat1: Tensor, mat2: Tensor, **others: Any) -> Tensor:
         if others or not _is_trainable(mat2):
-            return torch.addmm(input, mat1, mat2, **others)
+            return torch.addmm(input, mat1, self._cast(mat2), **others)
         product = self._matrix(mat2, is_transposed=False).times(mat1)
         return product + input.to(product.dtype)
+
+    def _cast(self, weight: Tensor) -> Tensor:
+        if not isinstance(weight, nn.Parameter):  # taken out of 4 bits for this product alone
+            return weight
+        if id(weight) not in self._frozen:
+            self._frozen[id(weight)] = in_autocast_dtype(weight)
+        return self._frozen[id(weight)]
 
     def _matrix(self, weight: Tensor, is_transposed: bool) -> DeferredMatrix:
         if id(weight) not in self._known:

@@ -197,6 +197,7 @@ def _results(run: RunFolder) -> list[dict[str, Any]]:
     """The stages with their accuracies; the last one with that of its best model, which is what is exported."""
     stages = run.finished_stages()
     if stages:
-        own = [entry for entry in run.read_log() if entry["stage"] == stages[-1]["name"] and "eval_accuracy" in entry]
-        stages[-1]["accuracy"] = max((entry["eval_accuracy"] for entry in own), default=stages[-1]["accuracy"])
+        own = [entry for entry in run.read_log() if entry["stage"] == stages[-1]["name"] and entry["step"] > 0]
+        accuracies = [entry["eval_accuracy"] for entry in own if "eval_accuracy" in entry]
+        stages[-1]["accuracy"] = max(accuracies, default=stages[-1]["accuracy"])
     return stages

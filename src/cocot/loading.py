@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +36,7 @@ from cocot.errors import ModelError
 from cocot.model import give_thoughts
 
 _PACKAGE = "package:"
+_PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
@@ -85,10 +87,10 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         return give_thoughts(model, tokenizer), tokenizer
 
 
-def load_here(path_or_hub_id: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load`, onto the best device that there is for this process."""
+def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load`, onto this process's device: see `processes`."""
     model, tokenizer = load(path_or_hub_id)
-    cast(Any, model).to(processes().device)
+    cast(Any, model).to(processes(cpu).device)
     return model, tokenizer
 
 
@@ -98,7 +100,8 @@ def processes(cpu: bool = False) -> Any:
     Args:
         cpu: Stay on the CPU. Else it is the best device that there is.
     """
-    return PartialState(cpu=cpu or not torch.accelerator.is_available())  # else no process joins the others on a CPU
+    on_cpu = cpu or not torch.accelerator.is_available()  # unless told, no process joins the others on a CPU
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
 def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:

@@ -72,13 +72,20 @@ class Together(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def whole_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an optimizer as if one process had it all: what processes share (FSDP) is gathered.
+def whole_state(optimizer: Optimizer, keeps: bool) -> dict[str, Any]:
+    """The `state_dict` of an optimizer as if one process had it all: what processes share (FSDP) is gathered.
 
-    Every process must ask. Returns a `state_dict` on the CPU, the same with any number of processes.
+    Args:
+        optimizer: The optimizer; every process must ask.
+        keeps: Whether this process keeps what it gathers, on the CPU; in the others it is of no use.
     """
+
+    def gathered(moment: Any) -> Tensor | None:
+        whole: Tensor = moment.full_tensor()
+        return whole.cpu() if keeps else None
+
     state: dict[str, Any] = recursively_apply(
-        lambda tensor: tensor.full_tensor().cpu(), optimizer.state_dict(), test_type=lambda x: isinstance(x, DTensor)
+        gathered, optimizer.state_dict(), test_type=lambda value: isinstance(value, DTensor)
     )
     return state
 

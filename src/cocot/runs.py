@@ -12,6 +12,7 @@ Read next: `training.py`, which fills it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,7 @@ import yaml
 from cocot.checksums import check, damage, is_sealed
 from cocot.config import RunConfig
 from cocot.errors import RunError
+from cocot.recipe_files import read_recipe
 from cocot.tasks.problem import Problem
 
 _SHIPPED = Path(__file__).with_name("models")
@@ -63,7 +65,7 @@ class RunFolder:
         """
         resolved = json.loads(json.dumps(asdict(config)))
         if self.config.exists():
-            known = yaml.safe_load(self.config.read_text())
+            known = json.loads(json.dumps(asdict(read_recipe(str(self.config)))))  # settings it knew not have defaults
             difference = _difference({**known, **_NOTES}, {**resolved, **_NOTES})
             if difference:
                 raise RunError(
@@ -252,6 +254,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def must_be_writable(path: Path) -> None:
     """Find out now, not after hours of answers, whether a file can be written: raises OSError if not."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=path.parent):
         pass

@@ -40,6 +40,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.checksums import seal
 from cocot.config import TrainConfig
+from cocot.curriculum import LATENT
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation import Record, evaluate_together, summarise
 from cocot.loading import load
@@ -50,6 +51,7 @@ from cocot.runs import RunFolder, cannot_write, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
 
 _KEPT_CHECKPOINTS = 2
+_ONE_SIGNAL = 2.0  # seconds
 ACCURACY = "eval_accuracy"
 
 
@@ -120,7 +122,8 @@ class StageTrainer(Trainer):
         )
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin, model)
-            self.data_collator = partial(cast(Any, self.data_collator), num_splits=validation.num_thoughts)
+            num_splits = validation.num_thoughts if model.config.thoughts["filler"] == LATENT else 0
+            self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
         self.journal = Journal(run, planned.stage.name)
@@ -171,6 +174,7 @@ class StageTrainer(Trainer):
             "eval_seconds": time.perf_counter() - began,
         }
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if is_trained and self.planned.is_over(self.state.epoch, summary.accuracy):
             self.control.should_training_stop = True
         return metrics
@@ -241,7 +245,7 @@ class StageTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_state(self.bare_optimizer)
+        state = whole_state(self.bare_optimizer, keeps=self.is_world_process_zero())
         if self.is_world_process_zero():
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -258,7 +262,8 @@ class StageTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         whole, _ = load(resume_from_checkpoint)
-        set_model_state_dict(cast(Any, self.model), whole.state_dict(), options=StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(cast(Any, self.model), whole.state_dict(), options=options)
 
     def anywhere(self, flag: bool) -> bool:
         """Whether `flag` is true in any of the processes; all must ask."""
@@ -270,12 +275,14 @@ class StageTrainer(Trainer):
 class Pace(TrainerCallback):
     """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
 
-    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one stops at once.
+    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one, later than a launcher that
+    passes on what we have had from the terminal, stops at once.
     """
 
     def __init__(self, trainer: StageTrainer) -> None:
         self._trainer = trainer
         self.is_interrupted = False
+        self._since = math.inf  # when the first signal came
 
     def agree(self) -> bool:
         """Whether any of the processes was interrupted: they must stop after the same step."""
@@ -309,9 +316,9 @@ class Pace(TrainerCallback):
         """Catch the signals while the stage runs."""
 
         def note(signal_number: int, frame: FrameType | None) -> None:
-            if self.is_interrupted:
+            if time.monotonic() - self._since > _ONE_SIGNAL:
                 raise KeyboardInterrupt
-            self.is_interrupted = True
+            self.is_interrupted, self._since = True, min(self._since, time.monotonic())
 
         if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield
