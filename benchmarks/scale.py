@@ -88,7 +88,7 @@ def state_bytes(model: Model, way: str, devices: int) -> float:
     if way == "all weights, FSDP":
         return 16 * model.weights / devices + 2 * (2 * matrices / model.layers + model.tables)
     if way == "LoRA, DDP":
-        return 4 * model.weights
+        return 4 * model.weights + 2 * matrices  # and the copies that passes of one thought read
     return 0.56 * matrices + 4 * model.tables  # QLoRA, DDP
 
 
