@@ -91,11 +91,11 @@ def _train(args: argparse.Namespace) -> int:
     config = read_recipe(args.recipe, args.overrides)
     out = args.out or Path("runs") / Path(args.recipe).stem
     _warn_of_batch(config, read_recipe(args.recipe))
+    _hush()
     if args.dry_run:
         return _dry_run(config)
     from cocot.training import train
 
-    _hush()
     if args.until_eof:
         threading.Thread(target=_stop_at_eof, daemon=True).start()
     run = train(config, out, args.shares_with)

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from cocot import tasks
 from cocot.adapters import in_four_bits, merged, with_adapter
 from cocot.batching import StageData
+from cocot.callbacks import ACCURACY
 from cocot.checksums import check, seal
 from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
@@ -42,7 +43,7 @@ from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, p
 from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
-from cocot.stage_trainer import ACCURACY, StageTrainer, Validation, uses_bf16
+from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
 

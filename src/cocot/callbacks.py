@@ -1,0 +1,139 @@
+"""What a stage of training does beside its steps: when it validates, saves and stops, and what it shows and logs.
+
+In: the events of a `transformers.Trainer`. Out: its control, `metrics.jsonl`, a progress bar.
+Read next: `stage_trainer.py`, which they serve.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cocot.optimizers import forget
+from cocot.runs import RunFolder
+
+if TYPE_CHECKING:
+    from cocot.stage_trainer import StageTrainer
+
+ACCURACY = "eval_accuracy"
+_ONE_SIGNAL = 2.0  # seconds
+
+
+class Pace(TrainerCallback):
+    """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
+
+    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one, later than a launcher that
+    passes on what we have had from the terminal, stops at once.
+    """
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self._trainer = trainer
+        self.is_interrupted = False
+        self._since = math.inf  # when the first signal came
+
+    def agree(self) -> bool:
+        """Whether any of the processes was interrupted: they must stop after the same step."""
+        self.is_interrupted = self._trainer.anywhere(self.is_interrupted)
+        return self.is_interrupted
+
+    def _at_epoch_end(self, state: TrainerState) -> bool:
+        return state.global_step % self._trainer.steps_per_epoch == 0
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Turn the data to this epoch."""
+        trainer = self._trainer
+        trainer.data.set_epoch(state.global_step // trainer.steps_per_epoch)
+        if trainer.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
+            forget(trainer.bare_optimizer)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
+        self.agree()
+        is_due = self.is_interrupted or state.global_step % self._trainer.config.save_steps == 0
+        control.should_save = is_due and not self._at_epoch_end(state)
+        control.should_training_stop |= self.is_interrupted
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Validate and save, unless the epoch was cut short."""
+        if self._at_epoch_end(state):
+            control.should_evaluate = control.should_save = control.should_log = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals while the stage runs."""
+
+        def note(signal_number: int, frame: FrameType | None) -> None:
+            if time.monotonic() - self._since > _ONE_SIGNAL:
+                raise KeyboardInterrupt
+            self.is_interrupted, self._since = True, min(self._since, time.monotonic())
+
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Journal(TrainerCallback):
+    """Every log entry to metrics.jsonl, and a progress bar with stage, loss, accuracy and time left."""
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._run, self._stage = run, stage
+        self._shown: dict[str, str] = {}
+        self._bar: Any = None
+        self._since, self._step = 0.0, 0  # when, and after which step, the time of a step is counted from
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar where the stage stands."""
+        self._restart(state)
+        if state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._stage, unit="step")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the entry down and show its loss and accuracy."""
+        logs = kwargs["logs"]
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        own = dict[str, Any]()
+        if "loss" in logs:
+            own["step_seconds"] = (time.perf_counter() - self._since) / (state.global_step - self._step)
+            self._restart(state)
+        self._run.log({"stage": self._stage, "step": state.global_step, **logs, **own})
+        if "loss" in logs:
+            self._shown["loss"] = f"{logs['loss']:.3f}"
+        if ACCURACY in logs:
+            self._shown["accuracy"] = f"{logs[ACCURACY]:.1%}"
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The time of a validation is none of the steps'."""
+        self._restart(state)
+
+    on_save = on_evaluate  # nor is that of a checkpoint
+
+    def _restart(self, state: TrainerState) -> None:
+        self._since, self._step = time.perf_counter(), state.global_step
+
+    def close(self) -> None:
+        """Close the bar, however the stage ended: what is printed next gets a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
