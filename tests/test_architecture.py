@@ -28,6 +28,7 @@ FLOORS = (
         "charts",
         "report",
         "page",
+        "callbacks",
         "stage_trainer",
         "training",
         "trainings",

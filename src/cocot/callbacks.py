@@ -13,16 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cocot.optimizers import forget
 from cocot.runs import RunFolder
-
-if TYPE_CHECKING:
-    from cocot.stage_trainer import StageTrainer
 
 ACCURACY = "eval_accuracy"
 _ONE_SIGNAL = 2.0  # seconds
@@ -35,9 +32,9 @@ class Pace(TrainerCallback):
     passes on what we have had from the terminal, stops at once.
     """
 
-    def __init__(self, trainer: StageTrainer) -> None:
-        self._trainer = trainer
-        self.is_interrupted = False
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer  # a `StageTrainer`, which stands above this module
+        self.is_interrupted: bool = False
         self._since = math.inf  # when the first signal came
 
     def agree(self) -> bool:
@@ -46,7 +43,7 @@ class Pace(TrainerCallback):
         return self.is_interrupted
 
     def _at_epoch_end(self, state: TrainerState) -> bool:
-        return state.global_step % self._trainer.steps_per_epoch == 0
+        return bool(state.global_step % self._trainer.steps_per_epoch == 0)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Turn the data to this epoch."""
