@@ -381,9 +381,17 @@ def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a process that ends well has printed."""
+def finish(start: Callable[[], subprocess.Popen[str]]) -> tuple[str, str]:
+    """What a process that ends well has printed.
+
+    Once in some 60 launches on a busy machine a process was aborted before its first step, with a message of a C++ thread,
+    of which we have none. That message alone gets a second try.
+    """
+    process = start()
     out, err = process.communicate(timeout=120)
+    if process.returncode != 0 and "terminate called without an active exception" in err:
+        process = start()
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out, err
 
@@ -403,7 +411,7 @@ def test_two_processes_are_one(tmp_path: Path, engine: str, recomputes: bool) ->
     )
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     train(config, tmp_path / "one")
-    out, err = finish(start_two(engine, recipe, tmp_path / "two"))
+    out, err = finish(lambda: start_two(engine, recipe, tmp_path / "two"))
     print("gap of two processes", gap(tmp_path / "one", tmp_path / "two"))
     assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
     assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
@@ -424,7 +432,7 @@ def test_a_pretrained_model_is_shared_out(tmp_path: Path) -> None:
     config = tiny_config(path=str(tmp_path / "llama"), train=settings, data={"num_valid": 5})
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     train(config, tmp_path / "one")
-    finish(start_two("fsdp", recipe, tmp_path / "two"))
+    finish(lambda: start_two("fsdp", recipe, tmp_path / "two"))
     print("gap of a pretrained model", gap(tmp_path / "one", tmp_path / "two"))
     assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
     assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
@@ -461,7 +469,7 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path, before: str, after: 
         command = [sys.executable, "-m", "cocot", "train", str(recipe), "--out", str(out)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
-    finish(start("one", tmp_path / "whole"))
+    finish(lambda: start("one", tmp_path / "whole"))
     first = start(before, tmp_path / "two")
     while not complete_checkpoints(tmp_path / "two" / "stages" / "stage_1"):
         assert first.poll() is None, first.communicate()[1]
@@ -469,7 +477,7 @@ def test_a_run_goes_on_with_other_processes(tmp_path: Path, before: str, after: 
     first.terminate()
     first.communicate(timeout=60)
     assert not (tmp_path / "two" / "model").exists()
-    finish(start(after, tmp_path / "two"))
+    finish(lambda: start(after, tmp_path / "two"))
     last = (load_file(tmp_path / run / "stages/stage_1/checkpoint-40/model.safetensors") for run in ("whole", "two"))
     whole, two = last
     gaps = [float((whole[name] - two[name]).abs().max()) for name in whole]
