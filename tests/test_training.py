@@ -384,8 +384,8 @@ def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
 def finish(start: Callable[[], subprocess.Popen[str]]) -> tuple[str, str]:
     """What a process that ends well has printed.
 
-    Once in some 60 launches on a busy machine a process was aborted before its first step, with a message of a C++ thread,
-    of which we have none. That message alone gets a second try.
+    Once in some 60 launches on a busy machine a process was aborted before its first step, with a message of a C++
+    thread, of which we have none. That message alone gets a second try.
     """
     process = start()
     out, err = process.communicate(timeout=120)
