@@ -62,8 +62,9 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
     attention_mask = padded([[1] * len(example.input_ids) for example in examples], 0)
     labels = padded([example.labels for example in examples], IGNORED)
     columns = latent_columns(input_ids == latent_id)
-    others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
-    columns = sorted(columns + others[: max(0, num_splits - len(columns))])
+    if num_splits > len(columns):
+        others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
+        columns = sorted(columns + others[: num_splits - len(columns)])
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,

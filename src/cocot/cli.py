@@ -210,10 +210,10 @@ def _eval(args: argparse.Namespace) -> int:
     here = processes()
     is_first = here.is_main_process
     task, problems = _problems(args)
-    model, tokenizer = load_here(args.model)
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": is_first}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
     must_be_writable(out)
+    model, tokenizer = load_here(args.model)
     if args.controls:
         if args.thoughts is not None:
             raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
