@@ -9,26 +9,26 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def hidden_states(model, ids, latent_id, detach=False, shift=0.0):
-    """Last hidden state of every position of one row, (columns, width).
+def embeddings(model, ids, latent_id, detach=False, shift=0.0):
+    """The input embedding of every position of one row, thoughts included, (columns, width).
 
     `detach` and `shift` are wrong on purpose: thoughts without a gradient; a first thought whose entries are off.
     """
     ids = torch.as_tensor(ids)
     embeds = list(model.get_input_embeddings()(ids))
-    decoder = model.get_decoder()
+    decoder = model.model if hasattr(model, "model") else model.get_decoder()  # some have no `get_decoder` of their own
     for number, position in enumerate((ids == latent_id).nonzero().flatten().tolist()):
         thought = decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0, position - 1]
         thought = thought.detach() if detach else thought
         if shift and number == 0:
             thought = thought + shift * (-1) ** torch.arange(len(thought))
         embeds[position] = thought
-    return decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0]
+    return torch.stack(embeds)
 
 
 def row_logits(model, ids, latent_id, **wrong):
-    """Logits of every position of one row, (columns, vocabulary)."""
-    return model.get_output_embeddings()(hidden_states(model, ids, latent_id, **wrong))
+    """Logits of every position of one row, (columns, vocabulary): what the bare class makes of the embeddings."""
+    return model(inputs_embeds=embeddings(model, ids, latent_id, **wrong)[None], use_cache=False).logits[0]
 
 
 def row_loss(logits, labels):

@@ -19,7 +19,7 @@ FLOORS = (
     ("checksums",),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "config", "recipe_files", "plan", "studies"),
-    ("deferred", "passes", "thinking"),
+    ("thinking", "own_head", "deferred", "passes", "self_test"),
     ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs"),
     ("generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),

@@ -13,7 +13,8 @@ Read next: `thinking.py` (what happens at a placeholder), `loading.py`, `generat
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -29,9 +30,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
-from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
-from cocot.thinking import CACHE, Edit, think
+from cocot.own_head import run_head
+from cocot.passes import MODEL_TYPES, TrainingPasses
+from cocot.self_test import Passes, find_passes, takes_positions
+from cocot.thinking import CACHE, Edit, decoder_of, think
 from cocot.thinking import latent_columns as find_columns
+
+_HOOKED = "_old_forward"
+"""Where accelerate's hook keeps the `forward` that it calls."""
 
 
 class Thoughts:
@@ -42,6 +48,7 @@ class Thoughts:
     """
 
     config: Any
+    passes: Passes
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -87,53 +94,48 @@ class Thoughts:
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
 
         Returns:
-            A `CausalLMOutputWithPast`.
+            What the class's own `forward` returns; while training with `labels`, a `CausalLMOutputWithPast`.
 
         Raises:
-            ModelError: a thought has no position before it, the cache is not a `DynamicCache`, or gradient
-                checkpointing is on where `passes.py` cannot do it.
+            ModelError: a thought has no position before it, the cache cannot be used, gradient checkpointing is on
+                where `passes.py` cannot do it, or hidden states, attentions or router logits are asked for.
         """
         model = cast(Any, self)
+        bare: Callable[..., Any] = super(Thoughts, type(self)).forward  # type: ignore[misc]
         given = past_key_values if cache is None else cache
-        latent_id = self.config.thoughts["latent_id"]
-        is_latent = None if input_ids is None else input_ids == latent_id
-        num_items = kwargs.pop("num_items_in_batch", None)
+        is_latent = None if input_ids is None else input_ids == self.config.thoughts["latent_id"]
         is_checked = latent_columns is not None
         if latent_columns is None:
             latent_columns = [] if is_latent is None else find_columns(is_latent)
-        has_latent = bool(latent_columns)
         gathers = model.training and labels is not None and input_ids is not None
         if position_ids is None and input_ids is not None and _may_have_padding(attention_mask, is_checked):
             position_ids = _positions(attention_mask, input_ids.shape[1])
-        if not has_latent and not gathers:
-            passed = {} if num_items is None else {"num_items_in_batch": num_items}
-            return super().forward(  # type: ignore[misc]
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **{CACHE: given},
-                **passed,
-                **kwargs,
-            )
+        if not takes_positions(type(decoder_of(model))):
+            position_ids = None
+        if not latent_columns and not gathers:
+            asked = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "labels": labels, CACHE: given}
+            asked |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep if _is_given(logits_to_keep) else None}
+            asked = {name: value for name, value in asked.items() if value is not None}
+            return bare(self, input_ids=input_ids, attention_mask=attention_mask, **asked, **kwargs)
         assert input_ids is not None
         assert is_latent is not None
-        kwargs.pop("return_dict", None)
-        shares = gathers and not use_cache and given is None and torch.is_grad_enabled() and can_share(model)
-        if has_latent:
-            _check_cache(model, given, shares)
+        _check_outputs(self.config, kwargs)
+        as_tuple = kwargs.pop("return_dict", None) is False
+        num_items = kwargs.pop("num_items_in_batch", None)
+        runs_backward = model.training and torch.is_grad_enabled()
+        way = model.passes.training if runs_backward else model.passes.inference
+        shares = way == "shared" and gathers and not use_cache and given is None
+        if latent_columns:
+            _check_cache(model, given, shares, way == "recomputed")
             if not is_checked:
                 _check_orphans(is_latent, attention_mask)
-        cache = DynamicCache(config=self.config) if given is None else given
+        cache = DynamicCache(config=self.config) if given is None and way == "cached" else given
         if shares:
             passes = TrainingPasses(model)
             cache, kwargs["surround"] = passes.cache, passes.surround
             attention_mask = passes.masks(attention_mask, input_ids.shape[1], input_ids.device)
-        hidden = think(
-            model.get_decoder(),
+        output = think(
+            decoder_of(model),
             model.get_input_embeddings()(input_ids),
             is_latent,
             cache=cache,
@@ -141,20 +143,22 @@ class Thoughts:
             attention_mask=attention_mask,
             position_ids=position_ids,
             edit_thought=edit_thought,
+            recomputes=way == "recomputed",
             **kwargs,
         )
-        kept = {CACHE: cache if use_cache or given is not None else None}
+        if not use_cache and given is None:
+            setattr(output, CACHE, None)
         if gathers:
-            loss = _gathered_loss(model, hidden, cast(Tensor, labels), labelled, num_items)
-            return CausalLMOutputWithPast(loss=loss, **kept)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        logits = model.get_output_embeddings()(hidden if isinstance(keep, int) else hidden[:, keep])
-        full_loss = None
-        if labels is not None:
-            full_loss = model.loss_function(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items
-            )
-        return CausalLMOutputWithPast(loss=full_loss, logits=logits, **kept)
+            kept = {CACHE: getattr(output, CACHE)}
+            loss = _gathered_loss(model, bare, output, cast(Tensor, labels), labelled, num_items)
+            result = CausalLMOutputWithPast(loss=loss, **kept)
+        else:
+            loss_settings = {} if num_items is None else {"num_items_in_batch": num_items}
+            if labels is not None:
+                loss_settings["labels"] = labels
+            output.last_hidden_state = output.last_hidden_state[:, _kept(logits_to_keep)]
+            result = run_head(model, bare, output, **loss_settings)
+        return result.to_tuple() if as_tuple else result
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -164,15 +168,15 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     missing, and swaps the model's class for a subclass that overrides only `forward`.
 
     Args:
-        model: Any Hugging Face causal language model whose logits are its output embedding times the hidden state.
+        model: A Hugging Face causal language model; `self_test.py` finds out whether its class can think.
         tokenizer: The model's tokenizer; changed when tokens are missing.
 
     Returns:
         The same model object.
 
     Raises:
-        ModelError: the model has no separate decoder, its head does more than one matrix product, or it has thought
-            settings and the tokenizer is not its own.
+        ModelError: the self-test found that the class computes something else than the definition, its `forward` was
+            replaced on the object, or it has thought settings and the tokenizer is not its own.
     """
     saved = getattr(model.config, "thoughts", None)
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
@@ -182,14 +186,29 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             "take the tokenizer that was saved with it."
         )
     if not isinstance(model, Thoughts):
-        _check_head(model)
+        _own_forward(model)
+        cast(Any, model).passes = find_passes(model)
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
         model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
     _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
         model.__class__ = _thinking_class(type(model))
+        if _HOOKED in vars(model):
+            vars(model)[_HOOKED] = MethodType(type(model).forward, model)
     return model
+
+
+def _own_forward(model: Any) -> None:
+    """Refuse a model whose `forward` is not its class's: swapping the class would not reach it, in silence.
+
+    The hook of accelerate (`device_map`) is known; it calls the forward that it replaced by the name `_old_forward`.
+    """
+    if "forward" in vars(model) and _HOOKED not in vars(model):
+        raise ModelError(
+            f"the forward of this {type(model).__name__} was replaced on the object, so thoughts would be read as words; "
+            "give it thoughts before anything wraps its forward."
+        )
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:
@@ -245,24 +264,6 @@ def _suppress(model: PreTrainedModel, token_ids: list[int]) -> None:
         generation.suppress_tokens = sorted({*(generation.suppress_tokens or []), *token_ids})
 
 
-def _check_head(model: Any) -> None:
-    """Refuse a model whose logits are more than one matrix product: our gathered loss would be wrong in silence."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    head = model.get_output_embeddings()
-    name = type(model).__name__
-    if decoder is None or decoder is model or head is None:
-        raise ModelError(f"{name} has no decoder apart from its head; cocot needs a causal language model that has.")
-    ids = torch.arange(3, device=model.device)[None]
-    seen = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        same = torch.equal(model(**seen).logits, head(decoder(**seen).last_hidden_state))
-    model.train(was_training)
-    if not same:
-        raise ModelError(f"the head of {name} does more than a matrix product (soft caps, scales); not supported yet.")
-
-
 def _thinking_class(original: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The subclass of `original` that thinks; made once and registered in this module, so that it pickles.
 
@@ -289,10 +290,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _check_cache(model: Any, cache: Any, shares: bool) -> None:
+def _check_cache(model: Any, cache: Any, shares: bool, recomputes: bool) -> None:
     """Refuse a cache, or a missing one, that would give wrong numbers in silence."""
     is_dropped = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-    if model.training and is_dropped and not shares:
+    if model.training and is_dropped and not shares and not recomputes:
         raise ModelError(
             "Hugging Face's gradient checkpointing drops the cache that thoughts are read from, and cocot's own works "
             f"while training with labels, without a cache or use_cache, for {', '.join(MODEL_TYPES)} with sdpa "
@@ -300,6 +301,24 @@ def _check_cache(model: Any, cache: Any, shares: bool) -> None:
         )
     if cache is not None and not isinstance(cache, DynamicCache):
         raise ModelError(f"thoughts need a DynamicCache, not {type(cache).__name__}; leave cache_implementation unset.")
+    if recomputes and cache is not None and any(map(_is_filled, cache.layers)):
+        raise ModelError(
+            f"the cache of {type(model).__name__} cannot be continued with thoughts; pass the whole prompt in one call."
+        )
+
+
+def _is_filled(layer: Any) -> bool:
+    """Whether a layer of a cache holds keys, or states of a linear layer."""
+    keys, states = getattr(layer, "keys", None), getattr(layer, "has_previous_state", {})
+    return (keys is not None and keys.numel() > 0) or any(states.values() if isinstance(states, dict) else [states])
+
+
+def _check_outputs(config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse what would come back from the last pass alone, or not at all."""
+    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
+        asked = kwargs.pop(name, None)
+        if asked if asked is not None else getattr(config, name, False):
+            raise ModelError(f"{name} does not go with thoughts, nor with labels in training; leave it out.")
 
 
 def _check_orphans(is_latent: Tensor, attention_mask: Any) -> None:
@@ -330,18 +349,31 @@ def _positions(attention_mask: Tensor, num_columns: int) -> Tensor:
     return counted.clamp(min=0)[:, -num_columns:]
 
 
-def _gathered_loss(model: Any, hidden: Tensor, labels: Tensor, labelled: Tensor | None, num_items: Any) -> Tensor:
+def _is_given(logits_to_keep: int | Tensor) -> bool:
+    return isinstance(logits_to_keep, Tensor) or logits_to_keep != 0
+
+
+def _kept(logits_to_keep: int | Tensor) -> Any:
+    """The columns of the hidden states that get logits."""
+    is_count = isinstance(logits_to_keep, int)
+    return slice(-logits_to_keep if logits_to_keep else None, None) if is_count else logits_to_keep
+
+
+def _gathered_loss(
+    model: Any, bare: Callable[..., Any], output: Any, labels: Tensor, labelled: Tensor | None, num_items: Any
+) -> Tensor:
     """Hugging Face's loss with the head run on labelled positions only: frees batch x columns x vocabulary logits."""
     labelled = label_positions(labels) if labelled is None else labelled
-    labelled = labelled.to(hidden.device)
-    targets = labels.to(hidden.device).flatten()[labelled + 1]
-    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[labelled])
+    labelled = labelled.to(output.last_hidden_state.device)
+    targets = labels.to(labelled.device).flatten()[labelled + 1]
+    output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[labelled][None]
+    logits = run_head(model, bare, output).logits[0]
     return cast(
         Tensor,
         model.loss_function(
             logits=logits,
             labels=None,
-            shift_labels=targets,
+            shift_labels=targets.to(logits.device),
             vocab_size=logits.shape[-1],
             num_items_in_batch=num_items,
         ),

@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocot.deferred import DeferredMatrix, DeferredWeights, in_autocast_dtype
 from cocot.errors import ModelError
+from cocot.thinking import decoder_of
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Whose attention is known to be `softmax(q k) v` and nothing else."""
@@ -40,7 +41,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 def can_share(model: Any) -> bool:
     """Whether `TrainingPasses` gives this model's numbers; otherwise its passes run the plain way."""
-    config = model.get_decoder().config
+    config = decoder_of(model).config
     return config.model_type in MODEL_TYPES and config._attn_implementation in ("sdpa", "eager")
 
 
@@ -72,7 +73,7 @@ class TrainingPasses:
     def __init__(self, model: Any) -> None:
         """For one step of `model`, which `can_share`."""
         self.cache = PassCache()
-        self._config = model.get_decoder().config
+        self._config = decoder_of(model).config
         self._weights = DeferredWeights()
         self._checkpointed = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
 

@@ -1,0 +1,145 @@
+"""Is a class equal to the definition, or refused? The check behind `test_every_model.py` and `docs/models.md`.
+
+    python tests/every_model.py            # the page, to standard output
+
+A class is *equal* when logits alone and padded, the loss of a padded batch, all gradients, and greedy generation are
+those of the oracle: one row, no padding, no cache, all columns anew for every thought. It is *refused* when
+`give_thoughts` says why in a ModelError. Nothing else is right.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import reference
+import torch
+from tiny_models import VOCABULARY, tiny_model
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from cocot.errors import ModelError
+from cocot.model import give_thoughts
+
+START, END, LATENT, EOS = "<|start-latent|>", "<|end-latent|>", "<|latent|>", "<eos>"
+LATENT_ID, EOS_ID = 60, VOCABULARY - 1
+WORDS = range(5, 58)
+LAYOUTS = ((5, 2, 4), (9,), (2, 1, 6), (3, 3, 2), (3,), (1, 1, 2))
+"""Of each row: tokens of text, thoughts, tokens of text. The short ones begin behind the first thoughts of others."""
+NEW_TOKENS = 3
+TOLERANCE = 1e-5
+"""Largest difference from the oracle that counts as equal, relative to the largest entry."""
+
+
+@dataclass
+class Verdict:
+    """What was found of a class.
+
+    Attributes:
+        name: Name of the class.
+        reason: Why it is refused; empty if it is not.
+        ways: How its passes run, in training and inference.
+        differences: Largest difference from the oracle, relative to the largest entry, by what was compared.
+    """
+
+    name: str
+    reason: str = ""
+    ways: str = ""
+    differences: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self):
+        return max(self.differences.values(), default=0.0)
+
+
+def make_tokenizer():
+    """One token a word, as many as a tiny model has."""
+    names = [f"w{index}" for index in range(VOCABULARY)]
+    names[57:61] = "<<", START, END, LATENT
+    names[EOS_ID] = EOS
+    backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w0", eos_token=EOS, pad_token="w1")
+
+
+def make_rows(seed=0):
+    """(ids, labels) of each row: thoughts have no label, nor has the first token."""
+    draw, rows = random.Random(seed), []
+    for before, *rest in LAYOUTS:
+        thoughts, after = rest or (0, 0)
+        ids = [*draw.choices(WORDS, k=before), *[LATENT_ID] * thoughts, *draw.choices(WORDS, k=after)]
+        rows.append((ids, [-100, *(-100 if token == LATENT_ID else token for token in ids[1:])]))
+    return rows
+
+
+def pad(rows):
+    """The rows in one batch, padded on the left."""
+    width = max(len(ids) for ids, _ in rows)
+    fill = lambda parts, value: torch.tensor([[value] * (width - len(part)) + part for part in parts])  # noqa: E731
+    return {
+        "input_ids": fill([ids for ids, _ in rows], 1),
+        "attention_mask": fill([[1] * len(ids) for ids, _ in rows], 0),
+        "labels": fill([labels for _, labels in rows], -100),
+    }
+
+
+def apart(got, expected):
+    """Largest difference, relative to the largest entry."""
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def check(model_type: str) -> Verdict:
+    """The verdict on the class of a model type; where 32 bits leave a doubt between noise and error, 64 decide."""
+    verdict = _check(model_type, torch.float32)
+    if verdict.worst > TOLERANCE:
+        verdict = _check(model_type, torch.float64)
+        verdict.ways += ", float64"
+    return verdict
+
+
+def _check(model_type, dtype):
+    model = tiny_model(model_type, dtype=dtype)
+    verdict = Verdict(type(model).__name__)
+    try:
+        give_thoughts(model, make_tokenizer())
+    except ModelError as error:
+        verdict.reason = str(error)
+        return verdict
+    verdict.ways = f"{model.passes.training}, {model.passes.inference}"
+    rows, found = make_rows(), verdict.differences
+    batch = pad(rows)
+    loss, logits, gradients = reference.batch_results(model, rows, LATENT_ID)
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([ids])).logits[0] for ids, _ in rows]
+        padded = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    padded = [row[kept.bool()] for row, kept in zip(padded, batch["attention_mask"], strict=True)]
+    found["logits alone"] = max(map(apart, alone, logits))
+    found["logits padded"] = max(map(apart, padded, logits))
+    model.zero_grad()
+    own = model.train()(**batch).loss
+    own.backward()
+    model.eval()
+    found["loss"] = apart(own.detach(), loss)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    mine = reference.gradients(model)
+    found["gradients"] = max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items())
+    found["generation"] = _generation(model, rows)
+    return verdict
+
+
+def _generation(model, rows):
+    """0 if a padded batch generates what the oracle does for each row, else 1."""
+    prompts = [(ids, ids) for ids, _ in rows]
+    batch = pad(prompts)
+    width = batch["input_ids"].shape[1]
+    written = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=EOS_ID,
+        pad_token_id=1,
+    )[:, width:].tolist()
+    banned = [58, 59, LATENT_ID, EOS_ID]
+    expected = [reference.greedy(model, ids, LATENT_ID, EOS_ID, banned, NEW_TOKENS) for ids, _ in rows]
+    return float(written != expected)
