@@ -37,7 +37,8 @@ from transformers import (
 from cocot import stage_trainer, training
 from cocot.batching import collate
 from cocot.config import InitConfig, RunConfig, WarmupConfig
-from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example, tokenize
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example
+from cocot.encoding import tokenize
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation import evaluate, evaluate_together, summarise
 from cocot.export import export

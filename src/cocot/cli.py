@@ -102,7 +102,8 @@ def _train(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first process speaks for all
     for entry in run.finished_stages():
-        print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
+        cut = f" ({entry['cut']:.0f} answers cut)" if entry.get("cut") else ""
+        print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}{cut}")
     print(f"model: {run.model}")
     return 0
 

@@ -203,6 +203,7 @@ def _summary(seeds: Sequence[Sequence[Record]]) -> dict[str, Any]:
         "tokens": fmean(part.tokens for part in parts),
         "seconds_per_question": fmean(part.seconds_per_question for part in parts),
         "problems": parts[0].problems,
+        "cut": sum(part.cut for part in parts),
         "by_seed": accuracies,
     }
 

@@ -151,7 +151,8 @@ class TrainConfig:
         warmup_steps: Steps in which a stage's rate rises from 0.
         stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
         bf16: Autocast to bfloat16; null: on a GPU that has it.
-        eval_max_new_tokens: Longest answer in validation, in tokens.
+        eval_max_new_tokens: Longest answer in validation, in tokens; null for what the longest expected text of the
+            validation problems takes at each stage, with head room. Answers that are longer are cut, and counted.
         eval_batch_size: Questions a batch in validation.
         save_steps: Optimizer steps between checkpoints.
         logging_steps: Optimizer steps between log entries.
@@ -174,7 +175,7 @@ class TrainConfig:
     warmup_steps: int = 0
     stage_learning_rate: dict[str, float] = field(default_factory=dict)
     bf16: bool | None = None
-    eval_max_new_tokens: int = 64
+    eval_max_new_tokens: int | None = None
     eval_batch_size: int = 64
     save_steps: int = 500
     logging_steps: int = 10
@@ -182,8 +183,10 @@ class TrainConfig:
     device: Literal["cpu"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "device_batch_size", "eval_max_new_tokens", "eval_batch_size"):
+        for name in ("batch_size", "device_batch_size", "eval_batch_size"):
             _check_at_least(1, f"train.{name}", getattr(self, name))
+        if self.eval_max_new_tokens is not None:
+            _check_at_least(1, "train.eval_max_new_tokens", self.eval_max_new_tokens)
         for name in ("save_steps", "logging_steps"):
             _check_at_least(1, f"train.{name}", getattr(self, name))
 

@@ -13,7 +13,8 @@ from random import Random
 from typing import Any
 
 from cocot.config import RunConfig
-from cocot.curriculum import IGNORED, Encoder, Stage, schedule, tokenize
+from cocot.curriculum import IGNORED, Encoder, Stage, schedule
+from cocot.encoding import tokenize
 from cocot.errors import ConfigError
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem

@@ -30,6 +30,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     for test in tests:
         title = f"{test}: " if len(tests) > 1 else ""
         columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
+        columns.append((f"{title}cut", partial(_cut, test)))
 
     def first(row: Row) -> Row:
         return dict(row["tests"][tests[0]])
@@ -61,6 +62,12 @@ def _accuracy(test: str, row: Row) -> str:
 
 def _interval(test: str, row: Row) -> str:
     return "{low:.1%} to {high:.1%}".format_map(row["tests"][test])
+
+
+def _cut(test: str, row: Row) -> str:
+    """Answers that were longer than allowed, where there are any."""
+    count = row["tests"][test].get("cut", 0)
+    return f"{count:,}" if count else ""
 
 
 def _p_value(result: Row, rival: str) -> str:

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.curriculum import encode_question
+from cocot.encoding import encode_question
 from cocot.errors import DataError, RunError
 from cocot.evaluation import evaluate
 from cocot.generation import ThoughtRecorder

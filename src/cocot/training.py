@@ -32,10 +32,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from cocot import tasks
 from cocot.adapters import in_four_bits, merged, with_adapter
 from cocot.batching import StageData
-from cocot.callbacks import ACCURACY
+from cocot.callbacks import ACCURACY, CUT
 from cocot.checksums import check, seal
 from cocot.config import RunConfig
-from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
+from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, give_thoughts
@@ -142,7 +143,7 @@ def _train_stages(
     model, tokenizer = prepare_model(config, sample, run)
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
-    _check_lengths(config, stages[-1], model, encoder, data)
+    _check_lengths(config, stages, model, encoder, data)
     _once(lambda: print(batches, file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once
@@ -165,18 +166,40 @@ def _train_stages(
     _once(copy_best)
 
 
-def _check_lengths(config: RunConfig, last: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data) -> None:
-    """Find out now, not hours into the run, whether the most thoughts and the validation questions fit the context."""
-    _stage_data(config, last, model, encoder, data)
-    limit = _context(model)
-    count, room = num_thoughts(config, last.stage), config.train.eval_max_new_tokens
+def _check_lengths(
+    config: RunConfig, stages: Sequence[PlannedStage], model: PreTrainedModel, encoder: Encoder, data: Data
+) -> None:
+    """Find out now, not hours into the run, whether the most thoughts and every validation fit the context."""
+    _stage_data(config, stages[-1], model, encoder, data)
+    for planned in stages:
+        _longest_answer(config, planned, model, encoder, data)
+
+
+def _longest_answer(
+    config: RunConfig, planned: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data
+) -> int:
+    """How many tokens a validation waits for an answer: as the recipe says, else what the stage's own texts take.
+
+    Raises:
+        DataError: so long an answer does not fit behind its question, or a validation problem cannot be encoded.
+    """
+    count, asked = num_thoughts(config, planned.stage), config.train.eval_max_new_tokens
     prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in data.valid)
-    longest = max(map(len, prompts))
-    if limit is not None and longest + room > limit:
+    longest, limit = max(map(len, prompts)), _context(model)
+    plain = Encoder(replace(config.curriculum, stage_mix=0.0), encoder.tokenizer)
+    examples = (plain(tokenize(item, encoder.tokenizer), planned.stage, Random(0)) for item in data.valid)
+    expected = max(len(example.input_ids) - example.prompt_length for example in examples)
+    wanted = expected if asked is None else asked
+    if limit is not None and longest + wanted > limit:
+        allowed = "its answer takes" if asked is None else "train.eval_max_new_tokens allows"
         raise DataError(
-            f"the longest validation question takes {longest} tokens, thoughts included, and train.eval_max_new_tokens "
-            f"allows {room} for its answer, but the model reads {limit}. Lower one of them, or take a longer context."
+            f"the longest validation question takes {longest} tokens, thoughts included, and {allowed} {wanted}, "
+            f"but the model reads {limit}. Leave it out, or take a model with a longer context."
         )
+    if asked is not None:
+        return asked
+    roomy = with_head_room(expected)
+    return roomy if limit is None else min(roomy, limit - longest)
 
 
 def _stage_data(
@@ -309,7 +332,12 @@ def _run_stage(
         tokenizer=tokenizer,
         planned=planned,
         data=_stage_data(config, planned, model, encoder, data),
-        validation=Validation(tasks.get(config.data.task), data.valid, num_thoughts(config, stage)),
+        validation=Validation(
+            tasks.get(config.data.task),
+            data.valid,
+            num_thoughts(config, stage),
+            _longest_answer(config, planned, model, encoder, data),
+        ),
         config=config.train,
         batches=batches,
         run=run,
@@ -361,6 +389,7 @@ def _finish_stage(run: RunFolder, stages: Sequence[PlannedStage]) -> bool:
         "name": planned.stage.name,
         "epochs": round(validated[-1]["epoch"]),
         "accuracy": validated[-1][ACCURACY],
+        "cut": validated[-1].get(CUT, 0),
         "checkpoint": checkpoint.relative_to(run.path).as_posix(),
     }
     run.finish_stage(entry)

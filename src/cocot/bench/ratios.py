@@ -254,7 +254,7 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
                 tokenizer=tokenizer,
                 planned=planned,
                 data=StageData(encoder, planned.stage, "bench", lambda epoch: data.train(planned, epoch), None),
-                validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS),
+                validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS, 1),
                 config=config.train,
                 batches=Batches(config.train.batch_size, config.train.batch_size, 1, 1),
                 run=run,
