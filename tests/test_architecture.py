@@ -18,9 +18,9 @@ FLOORS = (
     ("errors",),
     ("checksums",),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
-    ("curriculum", "encoding", "config", "recipe_files", "plan", "studies"),
+    ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("deferred", "passes", "thinking"),
-    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs"),
+    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
     ("decoding", "generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (

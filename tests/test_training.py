@@ -44,13 +44,14 @@ from cocot.evaluation import evaluate, evaluate_together, summarise
 from cocot.export import export
 from cocot.loading import load
 from cocot.plan import plan
+from cocot.run_problems import prepare_data
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.scratch import build_tokenizer
 from cocot.stage_trainer import StageTrainer, check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
-from cocot.training import prepare_data, train
+from cocot.training import train
 
 MAX_GAP = 2e-5
 """Largest difference of weights after 8 dropout-free steps of AdamW at 3e-3 that share a batch out in another way.

@@ -103,7 +103,9 @@ class DataConfig:
     Attributes:
         task: Name of the task: it generates problems and grades answers.
         train: File of problems (JSON or JSONL); null to generate them.
-        valid: File of problems for validation; null to generate them.
+        valid: File of problems for validation; null to set some of the train file aside, or to generate them.
+        valid_share: Share of a train file that is set aside for validation, and never trained on, where valid is null;
+            at most num_valid questions of it, which the seed chooses.
         num_train: Problems an epoch when generated.
         num_valid: Problems for validation when generated.
         fresh: Whether every epoch generates new problems.
@@ -115,6 +117,7 @@ class DataConfig:
     task: str = "prosqa"
     train: str | None = None
     valid: str | None = None
+    valid_share: float = 0.1
     num_train: int = 1000
     num_valid: int = 200
     fresh: bool = False
@@ -125,6 +128,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("num_train", "num_valid"):
             _check_at_least(1, f"data.{name}", getattr(self, name))
+        if not 0 < self.valid_share < 1:
+            raise ConfigError(f"data.valid_share is {self.valid_share}; it is a share between 0 and 1.")
         if self.fresh and self.train:
             raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
         if self.warmup and self.train:

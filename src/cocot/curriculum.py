@@ -179,12 +179,14 @@ class ThoughtSettings:
         filler: Token that the model was trained to think with; None if it was trained to think in words or not at all.
         num_thoughts: How many of them it was trained to need before the answer; None for a model not trained here.
         start_marker: Whether `<|start-latent|>` stands before them.
+        task: Name of the task that it was trained for, which grades its answers; None where that is not known.
     """
 
     latent_id: int
     filler: str | None = LATENT
     num_thoughts: int | None = None
     start_marker: bool = True
+    task: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""

@@ -11,15 +11,12 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -40,29 +37,20 @@ from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, give_thoughts
-from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
+from cocot.plan import (
+    Batches,
+    PlannedStage,
+    num_shared_stages,
+    num_thoughts,
+    plan,
+    split_batch,
+)
 from cocot.recipe_files import read_recipe
+from cocot.run_problems import Data, prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
-from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
-
-_ENOUGH = 2000
-"""Generated problems that surely hold every word of their generator."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The problems of a run.
-
-    Attributes:
-        valid: For validation.
-        train: Problems of a stage and an epoch: `train(planned, epoch)`.
-    """
-
-    valid: Sequence[Problem]
-    train: Callable[[PlannedStage, int], Sequence[Problem]]
 
 
 def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None = None) -> RunFolder:
@@ -142,13 +130,14 @@ def _train_stages(
     sample = vocabulary_sample(data, stages)
     model, tokenizer = prepare_model(config, sample, run)
     encoder = Encoder(config.curriculum, tokenizer)
-    model.config.thoughts = encoder.settings.to_json()
+    settings = replace(encoder.settings, task=config.data.task).to_json()
+    model.config.thoughts = settings
     _check_lengths(config, stages, model, encoder, data)
-    _once(lambda: print(batches, file=sys.stderr))
+    _once(lambda: print(batches, data.note, sep="\n" if data.note else "", file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once
             model, _ = prepare_model(config, sample, run)
-            model.config.thoughts = encoder.settings.to_json()
+            model.config.thoughts = settings
         _run_stage(config, stages, model, encoder, data, batches, run)
 
     def copy_best() -> None:
@@ -219,52 +208,6 @@ def _once(act: Callable[[], Any]) -> None:
         act()
     if dist.is_initialized():
         dist.barrier()
-
-
-def prepare_data(config: RunConfig) -> Data:
-    """Read or generate the problems; generated ones depend on the seed, the stage and the epoch alone."""
-    settings = config.data
-    task = tasks.get(settings.task)
-
-    def generate(count: int, name: str, how: dict[str, Any]) -> list[Problem]:
-        return task.generate(count, seed=Random(f"{config.seed}/{name}").getrandbits(48), **how)
-
-    if settings.valid:
-        valid = read_problems(settings.valid)
-    else:
-        valid = generate(settings.num_valid, "valid", {**settings.generate, **settings.valid_generate})
-    if settings.train:
-        problems = read_problems(settings.train)
-        return Data(valid, lambda planned, epoch: problems)
-
-    @lru_cache(maxsize=1)
-    def named(name: str, how: str) -> list[Problem]:
-        return generate(settings.num_train, name, json.loads(how))
-
-    def problems_of(planned: PlannedStage, epoch: int) -> list[Problem]:
-        kind = "easier" if planned.stage.name == "warmup" else "train"
-        name = f"{planned.stage.name}/{epoch}" if settings.fresh else kind
-        return named(name, json.dumps(planned.generate))
-
-    return Data(valid, problems_of)
-
-
-def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Problem]:
-    """Problems that hold every word of a run: those of each stage's first epochs, and those of validation."""
-    lists = [data.valid, *chain.from_iterable(_first_epochs(data, planned) for planned in stages)]
-    distinct = {id(problems): problems for problems in lists}
-    return [problem for problems in distinct.values() for problem in problems]
-
-
-def _first_epochs(data: Data, planned: PlannedStage) -> Iterator[Sequence[Problem]]:
-    """As many epochs as it takes to see every word: one, where an epoch is large."""
-    count = 0
-    for epoch in range(planned.stage.num_epochs):
-        problems = data.train(planned, epoch)
-        yield problems
-        count += len(problems)
-        if count >= _ENOUGH:
-            return
 
 
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:

@@ -30,9 +30,10 @@ from cocot.curriculum import CurriculumConfig, Encoder
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, plan
 from cocot.probing import continuation_log_probs
+from cocot.run_problems import prepare_data, vocabulary_sample
 from cocot.runs import RunFolder
 from cocot.stage_trainer import StageTrainer, Validation
-from cocot.training import prepare_data, prepare_model, vocabulary_sample
+from cocot.training import prepare_model
 
 _WORD_ID = 0
 _NEW_TOKENS = 16
