@@ -246,29 +246,10 @@ def test_the_chains_of_others_are_read(tmp_path: Path, name: str) -> None:
     assert read_problems(put(tmp_path, text, "anything")) == [problem]
 
 
-LOST = [
-    "chain_of_thought",
-    "rationale",
-    "rationales",
-    "reasoning",
-    "reasoning_content",
-    "chain",
-    "gold_chain",
-    "thought",
-]
-LOST += [
-    "thoughts",
-    "thinking",
-    "solution",
-    "solutions",
-    "explanation",
-    "explanations",
-    "derivation",
-    "proof",
-    "working",
-]
-LOST += ["scratchpad", "chainOfThought", "chain-of-thought", "human_explanation", "reasoning_steps", "Rationale", "COT"]
-LOST += ["justification", "proofs", "intermediate steps"]
+LOST = ["chain_of_thought", "rationale", "rationales", "reasoning", "reasoning_content", "chain", "gold_chain"]
+LOST += ["thought", "thoughts", "thinking", "solution", "solutions", "explanation", "explanations", "derivation"]
+LOST += ["proof", "working", "scratchpad", "chainOfThought", "chain-of-thought", "human_explanation", "Rationale"]
+LOST += ["reasoning_steps", "COT", "justification", "proofs", "intermediate steps"]
 
 
 @pytest.mark.parametrize("field", LOST)

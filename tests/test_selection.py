@@ -13,6 +13,8 @@ from cocot import tasks
 from cocot.cli import main
 from cocot.errors import DataError, RunError
 from cocot.loading import saved_settings
+from cocot.plan import problems_of_files, steps_per_epoch
+from cocot.run_problems import prepare_data
 from cocot.runs import _SHIPPED
 from cocot.selection import select
 from cocot.tasks.files import read_problems, write_problems
@@ -140,9 +142,6 @@ def test_training_never_sees_what_was_set_aside(
     trained: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """One line says how many; the run's data are the rest; a file of one question has none to spare."""
-    from cocot.plan import problems_of_files, steps_per_epoch
-    from cocot.run_problems import prepare_data
-
     config = config_of(trained.parent)
     data, (rest, aside) = prepare_data(config), problems_of_files(config)
     assert data.train(None, 0) == rest  # type: ignore[arg-type]
