@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
     sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
+    sub.add_argument("--max-new-tokens", type=int, help="longest text after the thoughts (default: as eval)")
     sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
     sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
     _add_problem_arguments(sub, count=200)
