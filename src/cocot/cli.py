@@ -27,7 +27,6 @@ from cocot.errors import CocotError, ConfigError, Interrupted
 if TYPE_CHECKING:
     from cocot.config import RunConfig
     from cocot.selection import Selection
-    from cocot.tasks.problem import Problem, Task
 
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -193,7 +192,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.controls import run_controls
     from cocot.evaluation import evaluate_together, summarise, write_records
     from cocot.loading import load_here, processes
-    from cocot.report import plain
+    from cocot.report import plain, shortcuts_of
     from cocot.runs import must_be_writable
 
     _hush()
@@ -201,12 +200,8 @@ def _eval(args: argparse.Namespace) -> int:
     is_first = here.is_main_process
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
-    settings = {
-        "batch_size": args.batch_size,
-        "max_new_tokens": args.max_new_tokens,
-        "shows_progress": is_first,
-        "use_generation_config": args.use_generation_config,
-    }
+    names = ("batch_size", "max_new_tokens", "use_generation_config")
+    settings = {**{name: getattr(args, name) for name in names}, "shows_progress": is_first}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
     must_be_writable(out)
     model, tokenizer = load_here(args.model)
@@ -234,7 +229,8 @@ def _eval(args: argparse.Namespace) -> int:
         )
     print(plain(rows))
     if args.controls:
-        _print_shortcuts(task, problems)
+        lines = [f"{name}: {value:.1%}" for name, value in shortcuts_of(task, problems).items()]
+        print(*(lines or ["no shortcuts are known for these problems"]), sep="\n")
     print(_how(args, model, tokenizer, chosen))
     print(f"records: {out.with_stem(f'{out.stem}.*') if args.controls else out}")
     return 0
@@ -255,18 +251,6 @@ def _how(args: argparse.Namespace, model: Any, tokenizer: Any, chosen: Selection
         "problems": chosen.source,
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
-
-
-def _print_shortcuts(task: Task, problems: Sequence[Problem]) -> None:
-    """What rules that do not reason would reach on the same problems."""
-    try:
-        report = task.report(problems)
-    except CocotError:
-        print("no shortcuts are known for these problems")
-        return
-    for name, value in report.items():
-        if name.startswith("shortcut"):
-            print(f"{name}: {value:.1%}")
 
 
 def _ask(args: argparse.Namespace) -> int:

@@ -21,12 +21,12 @@ from cocot import tasks
 from cocot.config import RunConfig
 from cocot.controls import AS_TRAINED, control_names, run_controls
 from cocot.curriculum import LATENT
-from cocot.errors import CocotError, ConfigError
+from cocot.errors import ConfigError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
 from cocot.loading import load_here
 from cocot.plan import problems_of_files
-from cocot.report import write_table
+from cocot.report import shortcuts_of, write_table
 from cocot.runs import RunFolder, environment, fingerprint
 from cocot.studies import SEED, Arm, Study
 from cocot.tasks.files import read_problems, write_problems
@@ -87,7 +87,7 @@ def compare(
         "environment": environment(),
         "rows": _rows(study, arms, trainings, answers),
         "controls": _control_rows(arms, answers),
-        "tests": {str(path.relative_to(out)): _shortcuts(task, problems) for path, problems in sets.items()},
+        "tests": {str(path.relative_to(out)): shortcuts_of(task, problems) for path, problems in sets.items()},
     }
     write_table(table, out)
     return table
@@ -248,12 +248,3 @@ def _control_rows(arms: Sequence[Arm], answers: Sequence[Answers]) -> list[dict[
         for name in next(iter(own.values()))
         if len(next(iter(own.values()))) > 1
     ]
-
-
-def _shortcuts(task: Any, problems: Sequence[Problem]) -> dict[str, float]:
-    """What rules that do not reason would reach."""
-    try:
-        report: dict[str, float] = task.report(problems)
-    except CocotError:  # problems of another form
-        return {}
-    return {name: value for name, value in report.items() if name.startswith("shortcut")}

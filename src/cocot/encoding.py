@@ -144,7 +144,8 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-def answer_mark(tokenizer: Tokenizer) -> str:
+@lru_cache(maxsize=4)
+def answer_mark(tokenizer: Any) -> str:
     """The answer mark as the tokenizer spells it: some put blanks between its signs."""
     (ids,) = _rows([ANSWER_MARK], tokenizer, adds_special_tokens=False)
     return decode(ids, tokenizer) or ANSWER_MARK

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cocot.errors import RunError
+from cocot.errors import CocotError, RunError
 from cocot.plan import align
 from cocot.runs import write_json, write_text
+from cocot.tasks.problem import Problem, Task
 
 Row = dict[str, Any]
 
@@ -86,6 +87,15 @@ def _number(value: float | None) -> str:
 def plain(rows: Sequence[Row]) -> str:
     """The rows for a terminal."""
     return align(cells(rows))
+
+
+def shortcuts_of(task: Task, problems: Sequence[Problem]) -> dict[str, float]:
+    """What rules that do not reason would reach; empty for problems of another form than the task's own."""
+    try:
+        found = task.report(problems)
+    except CocotError:
+        return {}
+    return {name: value for name, value in found.items() if name.startswith("shortcut")}
 
 
 def shortcuts(table: Row) -> list[str]:
