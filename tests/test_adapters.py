@@ -24,9 +24,10 @@ from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
 from cocot.curriculum import PAUSE, Example
 from cocot.errors import ConfigError, RunError
 from cocot.model import add_tokens
+from cocot.run_problems import prepare_data
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.stage_trainer import check_fsdp
-from cocot.training import prepare_data, train
+from cocot.training import train
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
 

@@ -18,10 +18,10 @@ FLOORS = (
     ("errors",),
     ("checksums",),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
-    ("curriculum", "config", "recipe_files", "plan", "studies"),
+    ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("thinking", "own_head", "deferred", "passes", "self_test"),
-    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs"),
-    ("generation", "probing", "custom_generate", "harness"),
+    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
+    ("decoding", "generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (
         "search_view",

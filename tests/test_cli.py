@@ -271,7 +271,7 @@ def test_a_slip_is_one_line_and_exit_code_2(
     """Bad input: one line on stderr that begins with `cocot: ` and says what is wrong; exit code 2, no traceback."""
     recipe = write_recipe(tmp_path / "mine.yaml", tiny_config(data={"num_train": 8}))
     (tmp_path / "bad.jsonl").write_text('{"question": "q", "answer": "a", "steps": ["s"]}\n{oops\n')
-    (tmp_path / "bare.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 8)
+    (tmp_path / "bare.jsonl").write_text("".join(f'{{"question": "q{n}", "answer": "a"}}\n' for n in range(10)))
     places = {"{recipe}": recipe, "{tmp}": tmp_path, "{trained}": trained}
     places |= {"{bad}": tmp_path / "bad.jsonl", "{bare}": tmp_path / "bare.jsonl"}
     command, message = SLIPS[slip]

@@ -18,9 +18,13 @@ import torch
 from runs_support import TINY_INIT, environment, tiny_config, weights, write_recipe
 
 from cocot.cli import main
-from cocot.comparison import fresh_problems
+from cocot.comparison import _tests, fresh_problems
 from cocot.evaluation import mcnemar, wilson_interval
+from cocot.plan import problems_of_files
 from cocot.runs import RunFolder, complete_checkpoints
+from cocot.studies import Study, arms, read_study, shipped_studies
+from cocot.tasks.files import read_problems, write_problems
+from cocot.tasks.problem import Problem
 from cocot.training import train
 
 METHODS = ["cot", "coconut", "pause_as_thought"]
@@ -149,3 +153,37 @@ def test_the_questions_are_fresh() -> None:
     assert fresh_problems(config, 20, seed=1) != problems
     assert {len(problem.steps) for problem in problems} == {2}
     assert {len(problem.steps) for problem in fresh_problems(config, 5, seed=0, layers=3)} == {3}
+
+
+STUDIES = [(name, scale) for name, scales in shipped_studies().items() for scale in scales]
+
+
+@pytest.mark.parametrize("study", [*STUDIES, None])
+def test_a_users_file_is_asked_beside_the_studys_own_sets(study: tuple[str, str] | None, tmp_path: Path) -> None:
+    """Under a name of its own, be the file called like one of the study's sets: no set takes the place of another."""
+    table = read_study(*study) if study else Study("demo", {"curriculum.method": ["cot"]})
+    (arm, *_) = arms(table, [])
+    own = Problem("1 2 ; ? 2 1 1", (), "2")
+    if arm.config.data.train:  # a data set of the Hub
+        return
+    for name in (*table.tests, "validation", "mine"):
+        write_problems(tmp_path / f"{name}.jsonl", [own])
+        tests = _tests(replace(table, num_problems=3), arm, 0, tmp_path / "out", tmp_path / f"{name}.jsonl")
+        assert [problems for _, problems in tests.values()].count([own]) == 1
+        assert len(tests) == len(table.tests) + 1
+        assert set(table.tests) < set(tests)
+        assert len({path for path, _ in tests.values()}) == len(tests)
+        assert all(read_problems(path) == problems for path, problems in tests.values())
+
+
+def test_a_run_that_learns_from_a_file_is_not_asked_another_tasks_problems(tmp_path: Path) -> None:
+    """Without a test file, it is asked what it was validated on; generated problems are of another kind."""
+    problems = [Problem(f"{number} ?", (f"{number}",), str(number)) for number in range(40)]
+    write_problems(tmp_path / "mine.jsonl", problems)
+    config = tiny_config(data={"train": str(tmp_path / "mine.jsonl"), "fresh": False})
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    study = Study(str(recipe), {"curriculum.method": ["cot"]})
+    (arm,) = arms(study, [])
+    tests = _tests(study, arm, 0, tmp_path, None)
+    assert list(tests) == ["validation"]
+    assert tests["validation"][1] == problems_of_files(config)[1]

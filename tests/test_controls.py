@@ -9,7 +9,8 @@ from test_thinking import error
 
 from cocot import controls
 from cocot.controls import AS_TRAINED, CONTROLS, run_controls
-from cocot.curriculum import PAUSE, ThoughtSettings, encode_question
+from cocot.curriculum import PAUSE, ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import ConfigError, DataError
 from cocot.evaluation import evaluate
 from cocot.generation import answer

@@ -30,10 +30,9 @@ from cocot.curriculum import (
     Example,
     Stage,
     ThoughtSettings,
-    encode_question,
     schedule,
-    tokenize,
 )
+from cocot.encoding import encode_question, tokenize
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.scratch import build_tokenizer
 from cocot.tasks.problem import Problem
@@ -85,8 +84,13 @@ class NoWords:
     eos_token_id: int | None = None
     unk_token_id: int | None = None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return [1]
+    all_special_ids: tuple[int, ...] = ()
+
+    def __call__(self, text: list[str], **kwargs: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] for _ in text]}
+
+    def decode(self, token_ids: list[int], **kwargs: bool) -> str:
+        return "a"
 
     def convert_tokens_to_ids(self, tokens: object) -> int:
         return 0

@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from runs_support import TINY_INIT
 
 from cocot.errors import DataError, RunError
-from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
+from cocot.evaluation import (
+    Record,
+    evaluate,
+    longest_answer,
+    mcnemar,
+    read_records,
+    summarise,
+    wilson_interval,
+    write_records,
+)
 from cocot.model import give_thoughts
 from cocot.scratch import build_model, build_tokenizer
 from cocot.tasks.problem import Problem
@@ -63,6 +73,8 @@ def test_a_summary_counts_and_averages() -> None:
     summary = summarise(records)
     assert (summary.accuracy, summary.tokens, summary.seconds_per_question, summary.problems) == (0.75, 5.75, 0.75, 4)
     assert (summary.low, summary.high) == wilson_interval(3, 4)
+    assert summary.cut == 0
+    assert summarise([RECORD, replace(RECORD, is_complete=False)]).cut == 1
 
 
 def test_records_are_lines_that_read_back(tmp_path: Path) -> None:
@@ -123,3 +135,54 @@ def test_no_problems_are_refused() -> None:
     """An accuracy of nothing is an error, not a division by zero."""
     with pytest.raises(DataError, match="no problems to evaluate on"):
         evaluate(None, None, Exact(), [])  # type: ignore[arg-type]
+
+
+def speaking(texts: list[str], problems: list[Problem], n_positions: int = 64) -> tuple[Any, Any]:
+    """A model that writes one of `texts` a row, whatever it is asked, and its tokenizer of the problems' words."""
+    tokenizer = build_tokenizer(problems)
+    shape = replace(TINY_INIT, settings={"n_positions": n_positions})
+    model = give_thoughts(build_model(shape, tokenizer), tokenizer)
+    rows = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+    written = [0]
+
+    def override(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        for row, tokens in enumerate(rows):
+            logits[row, -1, tokens[min(written[0], len(tokens) - 1)]] += 1e4
+        written[0] += 1
+        return logits
+
+    cast(Any, model.get_output_embeddings()).register_forward_hook(override)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("answer", ["3 .5", "3. 5", "it 's 5 .", "can n't", "1 , 2", "a  b"])
+def test_an_answer_is_compared_as_the_tokenizer_spells_it(answer: str) -> None:
+    """The words of the expected answer are the right answer, however decoding sets the white space between them."""
+    problem = Problem("q", (), answer)
+    model, tokenizer = speaking([f"### {answer}"], [problem])
+    (record,) = evaluate(model, tokenizer, Exact(), [problem], num_thoughts=0)
+    assert record.is_correct
+    assert (record.expected, record.is_complete) == (answer, True)
+
+
+def test_an_answer_that_the_vocabulary_lacks_is_wrong_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model cannot give it: one line says how many, and no question is lost."""
+    known, lacking = Problem("q", (), "3"), Problem("q", (), "zebra")
+    model, tokenizer = speaking(["### 3", "### 3"], [known])
+    records = evaluate(model, tokenizer, Exact(), [known, lacking], num_thoughts=0)
+    assert [record.is_correct for record in records] == [True, False]
+    assert "1 of 2 expected answers, such as 'zebra', hold what the model's vocabulary lacks" in capsys.readouterr().err
+
+
+def test_nothing_is_cut_that_is_as_long_as_its_written_solution() -> None:
+    """Without a limit, an answer has room for the longest chain of the problems, be it longer than 256 tokens."""
+    chain = Problem("q", tuple("a b c d" for _ in range(90)), "3")
+    text = " ".join([*chain.steps, "### 3"])
+    model, tokenizer = speaking([text], [chain], n_positions=512)
+    (record,) = evaluate(model, tokenizer, Exact(), [chain], num_thoughts=0)
+    assert (record.is_correct, record.is_complete, record.num_tokens) == (True, True, 363)
+    model, tokenizer = speaking([text], [chain], n_positions=512)
+    (record,) = evaluate(model, tokenizer, Exact(), [chain], num_thoughts=0, max_new_tokens=64)
+    assert (record.is_correct, record.is_complete) == (False, False)
+    assert longest_answer([chain], tokenizer) == 363 + 363 // 4
+    assert longest_answer([Problem("q", (), "3")], tokenizer) == 256

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from cocot import custom_generate
 from cocot.cli import main
-from cocot.curriculum import LATENT, PAUSE, ThoughtSettings, encode_question
+from cocot.curriculum import LATENT, PAUSE, ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import ModelError, RunError
 from cocot.export import chat_template, export, prompt_embeddings
 from cocot.generation import answer

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cocot.errors import DataError
+from cocot.tasks import files
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Graph, Problem
 from cocot.tasks.prosqa import ProsQA
@@ -205,3 +206,138 @@ def test_a_file_is_replaced_only_once_the_new_one_is_whole(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         write_problems(path, failing())
     assert path.read_text() == GOOD
+
+
+# Chains in the forms of others
+
+
+CHAINS = {
+    "iCoT's multiplication": (
+        "1 3 * 2 4||5 5 + 0 2 1 #### 5 7 1",
+        Problem("1 3 * 2 4", ("5 5", "+ 0 2 1"), "5 7 1"),
+    ),
+    "iCoT's multiplication, with running sums": (
+        "2 1 7 * 8 5 6||1 7 9 + 0 5 8 8 ( 1 3 2 ) + 0 0 4 #### 1 2 3",
+        Problem("2 1 7 * 8 5 6", ("1 7 9", "+ 0 5 8 8 ( 1 3 2 )", "+ 0 0 4"), "1 2 3"),
+    ),
+    "iCoT's lines of sentences": (
+        "How many?||He has 2.5 of them. So 3 more. #### 5.5",
+        Problem("How many?", ("He has 2.5 of them.", "So 3 more."), "5.5"),
+    ),
+    "CODI, marks": (
+        '{"question": "How many?", "cot": "<<2+3=5>> <<5*2=10>>", "answer": "10"}',
+        Problem("How many?", ("<<2+3=5>>", "<<5*2=10>>"), "10"),
+    ),
+    "CODI, sentences": (
+        '{"question": "How many?", "cot": "He has 2.5 of them. So 3 more.", "answer": "5.5"}',
+        Problem("How many?", ("He has 2.5 of them.", "So 3 more."), "5.5"),
+    ),
+    "CODI, a list": (
+        '{"question": "How many?", "cot": ["First.", "Second."], "answer": "B"}',
+        Problem("How many?", ("First.", "Second."), "B"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_chains_of_others_are_read(tmp_path: Path, name: str) -> None:
+    """Without `<< >>` marks a chain is its summands or its sentences; it is never lost."""
+    text, problem = CHAINS[name]
+    assert read_problems(put(tmp_path, text, "anything")) == [problem]
+
+
+LOST = ["chain_of_thought", "rationale", "rationales", "reasoning", "reasoning_content", "chain", "gold_chain"]
+LOST += ["thought", "thoughts", "thinking", "solution", "solutions", "explanation", "explanations", "derivation"]
+LOST += ["proof", "working", "scratchpad", "chainOfThought", "chain-of-thought", "human_explanation", "Rationale"]
+LOST += ["reasoning_steps", "COT", "justification", "proofs", "intermediate steps"]
+
+
+@pytest.mark.parametrize("field", LOST)
+@pytest.mark.parametrize("value", ["First this. Then that.", ["this", "that"]])
+def test_a_chain_that_would_be_lost_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
+    """A field that looks like reasoning is named; with steps beside it, it is a remark that is left out."""
+    item = {"question": "q", "answer": "#### 2", field: value}
+    with pytest.raises(DataError, match=rf"problems\.jsonl:1: field '{field}' looks like the chain of thought"):
+        read_problems(put(tmp_path, json.dumps(item)))
+    with pytest.raises(DataError, match=f"field '{field}' looks like"):
+        read_problems(put(tmp_path, json.dumps({**item, "steps": []})))
+    assert read_problems(put(tmp_path, json.dumps({**item, "steps": ["s"]}))) == [Problem("q", ("s",), "#### 2")]
+
+
+def test_fields_that_are_no_chain_are_left_out(tmp_path: Path) -> None:
+    """Numbers and names of other things are no reasoning."""
+    item = {
+        "question": "q",
+        "answer": "2",
+        "num_steps": 3,
+        "id": "x",
+        "subject": "algebra",
+        "rationale": "",
+        "level": 1,
+    }
+    assert read_problems(put(tmp_path, json.dumps(item))) == [Problem("q", (), "2")]
+
+
+@pytest.mark.parametrize("cot", [7, [1], [""], {"a": "b"}])
+def test_a_chain_of_another_type_is_refused(tmp_path: Path, cot: object) -> None:
+    """CODI's field is a text or a list of texts."""
+    with pytest.raises(DataError, match=r":1: field 'cot' must be a text or a list of non-empty texts"):
+        read_problems(put(tmp_path, json.dumps({"question": "q", "answer": "2", "cot": cot})))
+
+
+# What other systems put into files
+
+
+FORMS = {
+    "lines of JSON": f"{GOOD}\n{GOOD}\n",
+    "a list": json.dumps([PLAIN, PLAIN], indent=1),
+    "iCoT": "1 + 1?||<<1+1=2>> #### 2\n1 + 1?||<<1+1=2>> #### 2\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("packs", [False, True])
+def test_byte_order_marks_and_line_ends_are_no_text(
+    tmp_path: Path, form: str, end: str, begin: bytes, packs: bool
+) -> None:
+    """A file of Windows, of an old Mac, with a byte-order mark: the same problems in every form, packed or not."""
+    raw = begin + FORMS[form].replace("\n", end).encode()
+    path = tmp_path / ("problems.gz" if packs else "problems.txt")
+    path.write_bytes(gzip.compress(raw) if packs else raw)
+    assert read_problems(path) == [Problem("1 + 1?", ("<<1+1=2>>",), "2")] * 2
+
+
+def test_a_line_is_counted_once_whatever_its_end(tmp_path: Path) -> None:
+    """The number of a bad line is that of an editor."""
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(f"{GOOD}\r\n{{oops\r\n".encode())
+    with pytest.raises(DataError, match=r"windows\.jsonl:2: malformed JSON"):
+        read_problems(path)
+
+
+def test_a_packed_file_has_a_limit(tmp_path: Path) -> None:
+    """A few hundred kilobytes that unpack without end are refused before the memory is full; GSM8k-Aug fits."""
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(files._MOST_BYTES // 2**20 + 1):
+            file.write(bytes(2**20))
+    with pytest.raises(DataError, match=r"bomb\.jsonl\.gz unpacks to more than 512 MiB"):
+        read_problems(path)
+    assert files._MOST_BYTES > 385_620 * 1000  # problems, each of a thousand bytes
+
+
+def test_problems_are_set_aside_by_their_questions() -> None:
+    """By the seed alone; a question that stands twice is on one side; at most so many, at least one on each side."""
+    problems = [Problem(f"q {index % 40}", (), str(index)) for index in range(60)]
+    left, aside = files.set_aside(problems, 0.1, 200, seed=3)
+    assert len({problem.question for problem in aside}) == 4
+    assert not {problem.question for problem in left} & {problem.question for problem in aside}
+    assert sorted([*left, *aside], key=lambda problem: int(problem.answer)) == problems
+    assert files.set_aside(problems, 0.1, 200, seed=3) == (left, aside)
+    assert files.set_aside(problems, 0.1, 200, seed=4) != (left, aside)
+    assert len({problem.question for problem in files.set_aside(problems, 0.5, 7, seed=3)[1]}) == 7
+    assert [len(side) for side in files.set_aside([Problem("a", (), "1"), Problem("b", (), "2")], 0.9, 9, 0)] == [1, 1]
+    with pytest.raises(ValueError, match="holds one question alone"):
+        files.set_aside([Problem("a b", (), "1"), Problem("a  b", (), "2")], 0.5, 9, 0)

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
 from cocot.batching import collate
-from cocot.curriculum import IGNORED, METHODS, SPECIAL_TOKENS, CurriculumConfig, Encoder, Example, schedule, tokenize
+from cocot.curriculum import IGNORED, METHODS, SPECIAL_TOKENS, CurriculumConfig, Encoder, Example, schedule
+from cocot.encoding import tokenize
 from cocot.errors import CocotError
 from cocot.process import CATEGORIES, categorise
 from cocot.tasks.files import read_problems, write_problems

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import cocot
-from cocot.curriculum import SPECIAL_TOKENS, ThoughtSettings, encode_question
+from cocot.curriculum import SPECIAL_TOKENS, ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.generation import _room, answer
 from cocot.model import thought_settings
@@ -249,14 +250,14 @@ def told(*texts):
     ("words", "text", "output", "num_tokens"),
     [
         ("0 1 ; ### 2 <|endoftext|>", "2", "0 1 ; ### 2", 8),
-        ("### 1 ### 2 3 <|endoftext|> 4 ### 5", "2 3", "### 1 ### 2 3", 8),
+        ("### 1 ### 2 3 <|endoftext|> 4 ### 5", "1 ### 2 3", "### 1 ### 2 3", 8),
         ("4 5 <|endoftext|>", "4 5", "4 5", 5),
         ("### <|endoftext|>", "", "###", 4),
         ("<|endoftext|>", "", "", 3),
     ],
 )
-def test_the_answer_follows_the_last_mark(words, text, output, num_tokens):
-    """Text after the last `###`; tokens count thoughts and all that is written up to and with end of text."""
+def test_the_answer_follows_the_first_mark(words, text, output, num_tokens):
+    """Text after the first `###`; tokens count thoughts and all that is written up to and with end of text."""
     [given], _ = told(words)
     assert (given.text, given.output, given.num_tokens, given.num_thoughts) == (text, output, num_tokens, 2)
     assert given.is_complete

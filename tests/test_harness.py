@@ -19,7 +19,8 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'co
 
 from lm_eval.api.instance import Instance
 
-from cocot.curriculum import ThoughtSettings, encode_question
+from cocot.curriculum import ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import ConfigError, DataError
 from cocot.harness import CocotLM
 from cocot.probing import continuation_log_probs

@@ -32,6 +32,14 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
     assert row == ("mine", "50.0%", "25.0% to 75.0%", "4.0", "2.00", "1,000")
 
 
+def test_cut_answers_are_shown_where_there_are_any() -> None:
+    """Every test set that has some gets a column; old tables, which do not count them, are shown as they were."""
+    rows = [{"values": {"model": "mine"}, "tests": {"a": result(cut=0), "b": result(cut=1200), "c": result()}}]
+    head, row = (dict(zip(cells(rows)[0], line, strict=True)) for line in cells(rows))
+    assert row["b: cut"] == "1,200"
+    assert [name for name in head if "cut" in name] == ["b: cut"]
+
+
 def test_a_study_shows_all_it_knows() -> None:
     """Spread over seeds, every test set, p-values where there is a rival, the paper's figures where it has them."""
     first = result(sd=0.0123, p_values={"cot": 0.0004, "pause_as_thought": 0.25})

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from cocot import tasks
 from cocot.config import InitConfig
-from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings, encode_question
+from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import DataError, RunError
 from cocot.generation import ThoughtRecorder, answer
 from cocot.model import give_thoughts

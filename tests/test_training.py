@@ -37,19 +37,21 @@ from transformers import (
 from cocot import stage_trainer, training
 from cocot.batching import collate
 from cocot.config import InitConfig, RunConfig, WarmupConfig
-from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example, tokenize
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example
+from cocot.encoding import tokenize
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation import evaluate, evaluate_together, summarise
 from cocot.export import export
 from cocot.loading import load
 from cocot.plan import plan
+from cocot.run_problems import prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, complete_checkpoints
 from cocot.scratch import build_tokenizer
 from cocot.stage_trainer import StageTrainer, check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
-from cocot.training import prepare_data, train
+from cocot.training import _longest_answer, prepare_model, train
 
 MAX_GAP = 2e-5
 """Largest difference of weights after 8 dropout-free steps of AdamW at 3e-3 that share a batch out in another way.
@@ -949,3 +951,57 @@ def test_training_takes_the_tiniest_numbers_for_zero(tmp_path: Path, monkeypatch
     assert set(seen) == {0.0}
     assert torch.equal(torch.tensor([1e-30]) * torch.tensor([1e-10]), tiny)
     assert tiny > 0
+
+
+def chains(tmp_path: Path, num_words: int) -> RunConfig:
+    """A run on problems whose chains have so many words; the recipe says nothing of the length of answers."""
+    steps = [" ".join("ab"[index % 2] for index in range(num_words))] * 2
+    lines = [json.dumps({"question": f"{number} ?", "steps": steps, "answer": f"{number}"}) for number in range(16)]
+    (tmp_path / "chains.jsonl").write_text("\n".join(lines))
+    init = replace(TINY_INIT, settings={"n_positions": 512})
+    file = {"train": str(tmp_path / "chains.jsonl"), "valid": str(tmp_path / "chains.jsonl"), "fresh": False}
+    return tiny_config(init=init, data=file, train={"eval_max_new_tokens": None}, curriculum={"stage_mix": 0.0})
+
+
+def test_validation_waits_as_long_as_its_answers_take(tmp_path: Path) -> None:
+    """Without a limit in the recipe, each stage has room for its own longest text and a quarter more."""
+    config = chains(tmp_path, 150)
+    stages, data = plan(config), prepare_data(config)
+    model, tokenizer = prepare_model(config, vocabulary_sample(data, stages))
+    encoder = Encoder(config.curriculum, tokenizer)
+    rooms = [_longest_answer(config, planned, model, encoder, data) for planned in stages]
+    assert [planned.stage.name for planned in stages] == ["stage_0", "stage_1", "final"]
+    assert rooms == [303 + 303 // 4, 153 + 153 // 4, 3 + 8]
+    explicit = replace(config, train=replace(config.train, eval_max_new_tokens=5))
+    assert [_longest_answer(explicit, planned, model, encoder, data) for planned in stages] == [5, 5, 5]
+    with pytest.raises(DataError, match=r"question takes \d+ tokens, thoughts included, and its answer takes 523, but"):
+        train(chains(tmp_path, 260), tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_cut_validation_answers_are_counted(tmp_path: Path) -> None:
+    """`eval_cut` in metrics.jsonl and `cut` in state.json: all that did not end; an accuracy of 0 has its reason."""
+    run = train(tiny_config(train={"eval_max_new_tokens": 1}), tmp_path)
+    validations = [entry for entry in run.read_log() if "eval_accuracy" in entry]
+    assert {entry["eval_cut"] for entry in validations} == {4}
+    assert [entry["cut"] for entry in run.finished_stages()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ({"question": "q", "steps": ["a ### b"], "answer": "c"}, "holds the answer mark '###'"),
+        ({"question": "q <|latent|>", "steps": ["a"], "answer": "c"}, r"\['<\|latent\|>'\], which the model's vocab"),
+        ({"question": "q", "steps": ["a"], "answer": "<|endoftext|>"}, "can only read as special tokens"),
+    ],
+)
+def test_data_that_could_only_be_graded_wrong_is_refused_before_training(
+    tmp_path: Path, problem: dict[str, Any], message: str
+) -> None:
+    """Text that the layout or the vocabulary cannot carry is named; no stage begins."""
+    others = [{"question": f"q {number}", "steps": ["a"], "answer": "c"} for number in range(20)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*others, problem])))
+    config = tiny_config(data={"train": str(tmp_path / "mine.jsonl"), "fresh": False})
+    with pytest.raises(DataError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()

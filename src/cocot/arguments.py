@@ -81,7 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
     )
     sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
+    sub.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help="longest answer (default: as long as the longest written solution, with head room, at least 256)",
+    )
+    sub.add_argument(
+        "--use-generation-config",
+        action="store_true",
+        help="decode as the model's generation_config.json says (default: greedily, whatever it says)",
+    )
     sub.add_argument(
         "--out", type=Path, help="JSONL file of one record a problem (default: eval.jsonl beside the model)"
     )
@@ -99,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
     sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest text after the thoughts")
+    sub.add_argument("--max-new-tokens", type=int, help="longest text after the thoughts (default: as eval)")
     sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
     sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
     _add_problem_arguments(sub, count=200)
@@ -135,13 +144,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_task_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help="prosqa, prontoqa or gsm8k (default: that of the run, and its problems)")
+    parser.add_argument("--task", help="prosqa, prontoqa or gsm8k (default: what the model was trained for)")
 
 
 def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     """Where problems come from: a file, or the task's generator."""
     source = parser.add_argument_group("problems")
-    source.add_argument("--data", type=Path, help="file of problems, or hub:NAME:SPLIT; otherwise they are generated")
+    source.add_argument(
+        "--data",
+        type=Path,
+        help="file of problems, or hub:NAME:SPLIT (default: the run's validation file, else generated ones)",
+    )
     source.add_argument("-n", "--count", type=int, default=count, help="how many to generate (default: %(default)s)")
     source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
-from cocot.curriculum import IGNORED, Encoder, Example, Stage, tokenize
+from cocot.curriculum import IGNORED, Encoder, Example, Stage
+from cocot.encoding import tokenize
 from cocot.errors import DataError
 from cocot.tasks.problem import Problem
 from cocot.thinking import latent_columns

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from cocot.optimizers import forget
 from cocot.runs import RunFolder
 
-ACCURACY = "eval_accuracy"
+ACCURACY, CUT = "eval_accuracy", "eval_cut"
 _ONE_SIGNAL = 2.0  # seconds
 
 
@@ -118,6 +118,9 @@ class Journal(TrainerCallback):
             self._shown["loss"] = f"{logs['loss']:.3f}"
         if ACCURACY in logs:
             self._shown["accuracy"] = f"{logs[ACCURACY]:.1%}"
+            self._shown.pop("answers cut", None)
+            if logs[CUT]:
+                self._shown["answers cut"] = f"{logs[CUT]:.0f}"
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
 

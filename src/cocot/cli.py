@@ -26,7 +26,7 @@ from cocot.errors import CocotError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from cocot.config import RunConfig
-    from cocot.tasks.problem import Problem, Task
+    from cocot.selection import Selection
 
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -62,27 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _problems(args: argparse.Namespace) -> tuple[Task, list[Problem]]:
-    """The task and its problems: from a file, or generated as the arguments say; a run's own settings fill the gaps.
-
-    A task or a mode on the command line begins anew, since the run's settings may not go with it.
-    """
-    from cocot import tasks
-    from cocot.recipe_files import read_recipe
-    from cocot.runs import RunFolder
-    from cocot.tasks.files import read_problems
+def _select(args: argparse.Namespace) -> Selection:
+    """The problems and their grader, as the arguments say; the model and its run fill the gaps."""
+    from cocot.selection import select
 
     names = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    name = args.task or "prosqa"
-    run = RunFolder(args.model) if "model" in args else None
-    if args.task is None and run and run.config.is_file():
-        data = read_recipe(str(run.config)).data
-        name = data.task
-        if args.mode is None:
-            settings = {**data.generate, **data.valid_generate, **settings}
-    task = tasks.get(name)
-    return task, read_problems(args.data) if args.data else task.generate(args.count, seed=args.seed, **settings)
+    model = args.model if "model" in args else None
+    return select(model, task=args.task, data=args.data, count=args.count, seed=args.seed, settings=settings)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -102,7 +89,8 @@ def _train(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0  # the first process speaks for all
     for entry in run.finished_stages():
-        print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}")
+        cut = f" ({entry['cut']:.0f} answers cut)" if entry.get("cut") else ""
+        print(f"{entry['name']}: {entry['epochs']} epochs, validation accuracy {entry['accuracy']:.1%}{cut}")
     print(f"model: {run.model}")
     return 0
 
@@ -135,13 +123,14 @@ def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
 
 def _dry_run(config: RunConfig) -> int:
     from cocot.plan import describe_encoding, describe_plan, plan
-    from cocot.training import prepare_data, prepare_tokenizer, vocabulary_sample
+    from cocot.run_problems import prepare_data, vocabulary_sample
+    from cocot.training import prepare_tokenizer
 
     data = prepare_data(config)
     stages = plan(config)
     problems = data.train(stages[-1], 0)
     print(f"method {config.curriculum.method}: {config.curriculum.row.summary}\n")
-    print(describe_plan(config, len(problems)), end="\n\n")
+    print(describe_plan(config, len(problems)), data.note, sep="\n" if data.note else "", end="\n\n")
     longest = max(problems, key=lambda problem: len(problem.steps))
     print(describe_encoding(config, longest, prepare_tokenizer(config, vocabulary_sample(data, stages))))
     return 0
@@ -203,14 +192,16 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.controls import run_controls
     from cocot.evaluation import evaluate_together, summarise, write_records
     from cocot.loading import load_here, processes
-    from cocot.report import plain
+    from cocot.report import plain, shortcuts_of
     from cocot.runs import must_be_writable
 
     _hush()
     here = processes()
     is_first = here.is_main_process
-    task, problems = _problems(args)
-    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "shows_progress": is_first}
+    chosen = _select(args)
+    task, problems = chosen.task, chosen.problems
+    names = ("batch_size", "max_new_tokens", "use_generation_config")
+    settings = {**{name: getattr(args, name) for name in names}, "shows_progress": is_first}
     out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
     must_be_writable(out)
     model, tokenizer = load_here(args.model)
@@ -238,21 +229,28 @@ def _eval(args: argparse.Namespace) -> int:
         )
     print(plain(rows))
     if args.controls:
-        _print_shortcuts(task, problems)
+        lines = [f"{name}: {value:.1%}" for name, value in shortcuts_of(task, problems).items()]
+        print(*(lines or ["no shortcuts are known for these problems"]), sep="\n")
+    print(_how(args, model, tokenizer, chosen))
     print(f"records: {out.with_stem(f'{out.stem}.*') if args.controls else out}")
     return 0
 
 
-def _print_shortcuts(task: Task, problems: Sequence[Problem]) -> None:
-    """What rules that do not reason would reach on the same problems."""
-    try:
-        report = task.report(problems)
-    except CocotError:
-        print("no shortcuts are known for these problems")
-        return
-    for name, value in report.items():
-        if name.startswith("shortcut"):
-            print(f"{name}: {value:.1%}")
+def _how(args: argparse.Namespace, model: Any, tokenizer: Any, chosen: Selection) -> str:
+    """What decides the numbers, in one line."""
+    from cocot.evaluation import longest_answer
+    from cocot.model import thought_settings
+
+    count = thought_settings(model).num_thoughts if args.thoughts is None else args.thoughts
+    room = f"{longest_answer(chosen.problems, tokenizer)} tokens, if the context has room"
+    parts = {
+        "graded as": chosen.grader,
+        "thoughts": "as in the table" if args.controls else count,
+        "decoding": "as generation_config.json says" if args.use_generation_config else "greedy",
+        "longest answer": room if args.max_new_tokens is None else f"{args.max_new_tokens} tokens",
+        "problems": chosen.source,
+    }
+    return "; ".join(f"{name}: {value}" for name, value in parts.items())
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -284,7 +282,8 @@ def _probe(args: argparse.Namespace) -> int:
     from cocot.search_view import describe, draw_tree
 
     _hush()
-    task, problems = _problems(args)
+    chosen = _select(args)
+    task, problems = chosen.task, chosen.problems
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
     out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
@@ -327,7 +326,7 @@ def _export(args: argparse.Namespace) -> int:
 
     _hush()
     if args.embeds:
-        _, problems = _problems(args)
+        problems = _select(args).problems
         write_embeddings(*load_here(args.model), problems, args.folder, args.thoughts)
         print(f"{len(problems):,} prompts: {args.folder}")
         return 0
@@ -341,7 +340,8 @@ def _export(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace) -> int:
     from cocot.tasks.files import write_problems
 
-    task, problems = _problems(args)
+    chosen = _select(args)
+    task, problems = chosen.task, chosen.problems
     write_problems(args.out, problems)
     for name, value in task.report(problems).items():
         print(f"{name:>24}  {value:.3f}")

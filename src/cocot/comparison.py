@@ -8,7 +8,7 @@ Read next: `trainings.py` (the processes), `report.py` (rows -> a table).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,11 +21,12 @@ from cocot import tasks
 from cocot.config import RunConfig
 from cocot.controls import AS_TRAINED, control_names, run_controls
 from cocot.curriculum import LATENT
-from cocot.errors import CocotError, ConfigError
+from cocot.errors import ConfigError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
 from cocot.loading import load_here
-from cocot.report import write_table
+from cocot.plan import problems_of_files
+from cocot.report import shortcuts_of, write_table
 from cocot.runs import RunFolder, environment, fingerprint
 from cocot.studies import SEED, Arm, Study
 from cocot.tasks.files import read_problems, write_problems
@@ -86,7 +87,7 @@ def compare(
         "environment": environment(),
         "rows": _rows(study, arms, trainings, answers),
         "controls": _control_rows(arms, answers),
-        "tests": {str(path.relative_to(out)): _shortcuts(task, problems) for path, problems in sets.items()},
+        "tests": {str(path.relative_to(out)): shortcuts_of(task, problems) for path, problems in sets.items()},
     }
     write_table(table, out)
     return table
@@ -102,9 +103,9 @@ def _tests(
     study: Study, arm: Arm, seed: int, out: Path, test_file: Path | None
 ) -> dict[str, tuple[Path, list[Problem]]]:
     """The test sets of an arm by name, each frozen in a file whose name says what is in it."""
-    sets = {test_file.name.partition(".")[0]: read_problems(test_file)} if test_file else {}
-    for name, settings in study.tests.items():
-        sets[name] = fresh_problems(arm.config, study.num_problems, seed, **settings)
+    sets = _own_tests(study, arm.config, seed)
+    if test_file is not None:
+        sets = {_name_of_file(test_file, sets): read_problems(test_file), **sets}
     frozen = {}
     for name, problems in sets.items():
         path = out / "tests" / f"{name}-{fingerprint(problems)[:8]}.jsonl"
@@ -113,6 +114,24 @@ def _tests(
             write_problems(path, problems)
         frozen[name] = path, problems
     return frozen
+
+
+def _own_tests(study: Study, config: RunConfig, seed: int) -> dict[str, list[Problem]]:
+    """What a study asks without a file: fresh problems; of a run that learns from a file, those it is validated on."""
+    if config.data.train and study.tests:
+        _, valid = problems_of_files(config)
+        return {"validation": (valid or [])[: study.num_problems]}
+    return {
+        name: fresh_problems(config, study.num_problems, seed, **settings) for name, settings in study.tests.items()
+    }
+
+
+def _name_of_file(file: Path, taken: Container[str]) -> str:
+    """A name for a user's test set: its file's, and not one of the study's own."""
+    name = file.name.partition(".")[0] or "file"
+    while name in taken:
+        name += "_file"
+    return name
 
 
 def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], controls: bool) -> Answers:
@@ -203,6 +222,7 @@ def _summary(seeds: Sequence[Sequence[Record]]) -> dict[str, Any]:
         "tokens": fmean(part.tokens for part in parts),
         "seconds_per_question": fmean(part.seconds_per_question for part in parts),
         "problems": parts[0].problems,
+        "cut": sum(part.cut for part in parts),
         "by_seed": accuracies,
     }
 
@@ -228,12 +248,3 @@ def _control_rows(arms: Sequence[Arm], answers: Sequence[Answers]) -> list[dict[
         for name in next(iter(own.values()))
         if len(next(iter(own.values()))) > 1
     ]
-
-
-def _shortcuts(task: Any, problems: Sequence[Problem]) -> dict[str, float]:
-    """What rules that do not reason would reach."""
-    try:
-        report: dict[str, float] = task.report(problems)
-    except CocotError:  # problems of another form
-        return {}
-    return {name: value for name, value in report.items() if name.startswith("shortcut")}

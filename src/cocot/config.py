@@ -103,7 +103,9 @@ class DataConfig:
     Attributes:
         task: Name of the task: it generates problems and grades answers.
         train: File of problems (JSON or JSONL); null to generate them.
-        valid: File of problems for validation; null to generate them.
+        valid: File of problems for validation; null to set some of the train file aside, or to generate them.
+        valid_share: Share of a train file that is set aside for validation, and never trained on, where valid is null;
+            at most num_valid questions of it, which the seed chooses.
         num_train: Problems an epoch when generated.
         num_valid: Problems for validation when generated.
         fresh: Whether every epoch generates new problems.
@@ -115,6 +117,7 @@ class DataConfig:
     task: str = "prosqa"
     train: str | None = None
     valid: str | None = None
+    valid_share: float = 0.1
     num_train: int = 1000
     num_valid: int = 200
     fresh: bool = False
@@ -125,6 +128,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("num_train", "num_valid"):
             _check_at_least(1, f"data.{name}", getattr(self, name))
+        if not 0 < self.valid_share < 1:
+            raise ConfigError(f"data.valid_share is {self.valid_share}; it is a share between 0 and 1.")
         if self.fresh and self.train:
             raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
         if self.warmup and self.train:
@@ -151,7 +156,8 @@ class TrainConfig:
         warmup_steps: Steps in which a stage's rate rises from 0.
         stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
         bf16: Autocast to bfloat16; null: on a GPU that has it.
-        eval_max_new_tokens: Longest answer in validation, in tokens.
+        eval_max_new_tokens: Longest answer in validation, in tokens; null for what the longest expected text of the
+            validation problems takes at each stage, with head room. Answers that are longer are cut, and counted.
         eval_batch_size: Questions a batch in validation.
         save_steps: Optimizer steps between checkpoints.
         logging_steps: Optimizer steps between log entries.
@@ -174,7 +180,7 @@ class TrainConfig:
     warmup_steps: int = 0
     stage_learning_rate: dict[str, float] = field(default_factory=dict)
     bf16: bool | None = None
-    eval_max_new_tokens: int = 64
+    eval_max_new_tokens: int | None = None
     eval_batch_size: int = 64
     save_steps: int = 500
     logging_steps: int = 10
@@ -182,8 +188,10 @@ class TrainConfig:
     device: Literal["cpu"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "device_batch_size", "eval_max_new_tokens", "eval_batch_size"):
+        for name in ("batch_size", "device_batch_size", "eval_batch_size"):
             _check_at_least(1, f"train.{name}", getattr(self, name))
+        if self.eval_max_new_tokens is not None:
+            _check_at_least(1, "train.eval_max_new_tokens", self.eval_max_new_tokens)
         for name in ("save_steps", "logging_steps"):
             _check_at_least(1, f"train.{name}", getattr(self, name))
 

@@ -1,9 +1,9 @@
-"""Method x stage x Problem -> token ids, labels and placeholders.
+"""Method x stage x problem -> token ids, labels and placeholders.
 
 Every method of the paper's Table 1 is one row of `METHODS` and a branch nowhere else. A row says two things: what
 stands in the place of removed reasoning (`filler`) and how reasoning is removed (`removal`).
 
-In: a problem, a tokenizer, a stage. Out: an `Example`, ready for `batching.collate`.
+In: a problem in token ids, a tokenizer, a stage. Out: an `Example`, ready for `batching.collate`.
 
     config = CurriculumConfig(method="coconut", max_stage=3, epochs_per_stage=5, final_epochs=10)
     encoder = Encoder(config, tokenizer)
@@ -11,7 +11,7 @@ In: a problem, a tokenizer, a stage. Out: an `Example`, ready for `batching.coll
 
 Layout (arXiv 2412.06769, section 4): question, newline, `<|start-latent|>` thoughts `<|end-latent|>`, the steps that
 are left, a line each, `### ` answer, end of text. Loss falls only on the text after the thoughts.
-Read next: `batching.py` (examples -> tensors), `config.py` (the settings of a whole run).
+Read next: `encoding.py` (text -> token ids), `batching.py` (examples -> tensors), `config.py` (a whole run's settings).
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from itertools import chain
 from random import Random
 from typing import Any, Literal, Protocol
 
-from cocot.errors import ConfigError, DataError, ModelError
-from cocot.tasks.problem import Problem
+from cocot.errors import ConfigError
 
 LATENT = "<|latent|>"
 START = "<|start-latent|>"
@@ -180,12 +179,14 @@ class ThoughtSettings:
         filler: Token that the model was trained to think with; None if it was trained to think in words or not at all.
         num_thoughts: How many of them it was trained to need before the answer; None for a model not trained here.
         start_marker: Whether `<|start-latent|>` stands before them.
+        task: Name of the task that it was trained for, which grades its answers; None where that is not known.
     """
 
     latent_id: int
     filler: str | None = LATENT
     num_thoughts: int | None = None
     start_marker: bool = True
+    task: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""
@@ -198,11 +199,21 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     unk_token_id: int | None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the tokens that are no text."""
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool) -> Any:
+        """`input_ids` of texts."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> Any:
+        """The text of ids."""
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of one token."""
+        """Id of one token, or ids of several."""
+
+    def __hash__(self) -> int:
+        """What is known of a tokenizer is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,41 +242,6 @@ class Example:
     num_thoughts: int
 
 
-def tokenize(problem: Problem, tokenizer: Tokenizer) -> Tokenized:
-    """Cut a problem into token ids, piece by piece.
-
-    Raises:
-        DataError: a word is not in the tokenizer's vocabulary.
-        ModelError: the tokenizer has no end-of-text token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-text token; set tokenizer.eos_token.")
-    steps = (_piece(f"{step}\n", tokenizer) for step in problem.steps)
-    answer = _piece(f"{ANSWER_MARK} {problem.answer}", tokenizer)
-    return Tokenized(_question(problem.question, tokenizer), tuple(steps), (*answer, tokenizer.eos_token_id))
-
-
-def _question(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The question's ids, begin-of-text included where the tokenizer adds one, end-of-text never."""
-    ids = list(_piece(f"{text}\n", tokenizer, add_special_tokens=True))
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return tuple(ids)
-
-
-def _piece(text: str, tokenizer: Tokenizer, *, add_special_tokens: bool = False) -> tuple[int, ...]:
-    try:
-        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    except TypeError as error:  # what a tokenizer makes of half of a character, a lone surrogate
-        raise DataError(f"{text!r} is not text that a tokenizer can cut: {error}.") from error
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        unknown = [
-            word for word in text.split() if tokenizer.unk_token_id in tokenizer.encode(word, add_special_tokens=False)
-        ]
-        raise DataError(f"the model's vocabulary lacks {unknown or text!r}; use the words it was trained on.")
-    return tuple(ids)
-
-
 def prompt(question: Sequence[int], num_thoughts: int, settings: ThoughtSettings, tokenizer: Tokenizer) -> list[int]:
     """The question's ids, followed by the thoughts between their markers.
 
@@ -276,11 +252,6 @@ def prompt(question: Sequence[int], num_thoughts: int, settings: ThoughtSettings
     filler = tokenizer.convert_tokens_to_ids(settings.filler or LATENT)
     start = [tokenizer.convert_tokens_to_ids(START)] if settings.start_marker else []
     return [*question, *start, *[filler] * num_thoughts, tokenizer.convert_tokens_to_ids(END)]
-
-
-def encode_question(text: str, num_thoughts: int, settings: ThoughtSettings, tokenizer: Tokenizer) -> list[int]:
-    """The prompt for a question that has no written solution."""
-    return prompt(_question(text, tokenizer), num_thoughts, settings, tokenizer)
 
 
 @dataclass(frozen=True)

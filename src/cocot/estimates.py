@@ -22,11 +22,11 @@ from tempfile import mkdtemp
 from cocot.config import RunConfig
 from cocot.controls import control_names
 from cocot.curriculum import LATENT
-from cocot.plan import align, num_steps, plan, steps_per_epoch
+from cocot.plan import align, num_steps, plan, problems_of_files, steps_per_epoch
 from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, write_json
 from cocot.studies import Study
-from cocot.tasks.files import read_problems, write_problems
+from cocot.tasks.files import write_problems
 from cocot.trainings import Training, train_all
 
 _STEPS, _EPOCHS = 8, 2
@@ -102,9 +102,10 @@ def _miniature(training: Training, folder: Path) -> Training:
     if config.data.warmup and config.data.warmup.epochs:
         settings["data.warmup.epochs"] = _EPOCHS
     if config.data.train:
-        settings["data.train"] = path.with_suffix(".jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_problems(path.with_suffix(".jsonl"), read_problems(config.data.train)[:size])
+        train, valid = problems_of_files(config)
+        for name, problems in (("train", (train or [])[:size]), ("valid", valid or [])):
+            settings[f"data.{name}"] = path.with_suffix(f".{name}.jsonl")
+            write_problems(path.with_suffix(f".{name}.jsonl"), problems)
     overrides = [*training.overrides, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
     return Training(training.name, training.recipe, overrides, read_recipe(training.recipe, overrides), RunFolder(path))
 
@@ -128,7 +129,8 @@ def _costs(run: RunFolder, stage: str) -> tuple[float, float]:
 
 
 def _num_valid(config: RunConfig) -> int:
-    return len(read_problems(config.data.valid)) if config.data.valid else config.data.num_valid
+    _, valid = problems_of_files(config)
+    return config.data.num_valid if valid is None else len(valid)
 
 
 def describe_plan(study: Study, trainings: Sequence[Training], estimates: Sequence[Estimate], jobs: int) -> str:

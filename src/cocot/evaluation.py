@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
@@ -23,8 +24,9 @@ from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cocot.encoding import as_written, num_written, with_head_room
 from cocot.errors import DataError, RunError
-from cocot.generation import EditOf, answer
+from cocot.generation import MOST_NEW_TOKENS, EditOf, answer
 from cocot.loading import processes
 from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
@@ -62,6 +64,7 @@ class Summary:
         tokens: Generated tokens a problem, thoughts included, mean.
         seconds_per_question: Wall-clock seconds a problem, mean.
         problems: How many problems.
+        cut: How many answers were cut because they had reached the longest that was allowed.
     """
 
     accuracy: float
@@ -70,6 +73,7 @@ class Summary:
     tokens: float
     seconds_per_question: float
     problems: int
+    cut: int
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON-ready values."""
@@ -84,11 +88,15 @@ def evaluate(
     *,
     num_thoughts: int | None = None,
     batch_size: int = 32,
-    max_new_tokens: int | None = 64,
+    max_new_tokens: int | None = None,
     shows_progress: bool = False,
     edit_thought: EditOf | None = None,
+    use_generation_config: bool = False,
 ) -> list[Record]:
     """Ask the model every problem and grade its answers.
+
+    An answer is compared with the expected one as the tokenizer spells it: what a model would write that gives exactly
+    the answer that training shows it.
 
     Args:
         model: A model that was given thoughts.
@@ -97,9 +105,11 @@ def evaluate(
         problems: What to ask.
         num_thoughts: Thoughts before each answer; None for as many as the model was trained with.
         batch_size: Questions a batch.
-        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for as long as the longest written solution,
+            with head room, at least 256, as far as the context has room.
         shows_progress: Whether to show a bar with the time left.
         edit_thought: What becomes of a thought before it is fed back; indices are those of `problems`.
+        use_generation_config: Whether to decode as the model's `generation_config.json` says; see `answer`.
 
     Raises:
         DataError: there are no problems, or `answer` cannot use one.
@@ -108,6 +118,7 @@ def evaluate(
     if not problems:
         raise DataError("there are no problems to evaluate on.")
     questions = [problem.question for problem in problems]
+    graded = _as_spelled(problems, tokenizer)
     bar = tqdm(total=len(questions), unit="question", disable=not shows_progress)
     with bar:
         answers = answer(
@@ -119,6 +130,8 @@ def evaluate(
             batch_size,
             on_batch=bar.update,
             edit_thought=edit_thought,
+            use_generation_config=use_generation_config,
+            most_new_tokens=longest_answer(problems, tokenizer),
         )
     return [
         Record(
@@ -126,14 +139,37 @@ def evaluate(
             expected=problem.answer,
             answer=given.text,
             output=given.output,
-            is_correct=task.is_correct(problem, given.text),
+            is_correct=task.is_correct(spelled, given.text),
             num_tokens=given.num_tokens,
             num_thoughts=given.num_thoughts,
             is_complete=given.is_complete,
             seconds=given.seconds,
         )
-        for problem, given in zip(problems, answers, strict=True)
+        for problem, spelled, given in zip(problems, graded, answers, strict=True)
     ]
+
+
+def longest_answer(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens to wait for an answer, where nothing else is said and the context has room for as many."""
+    return max(MOST_NEW_TOKENS, with_head_room(max(num_written(problem, tokenizer) for problem in problems)))
+
+
+def _as_spelled(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
+    """The problems with their answers as the tokenizer spells them; what it cannot spell, no model can answer."""
+    spelled, lacking = [], []
+    for problem in problems:
+        try:
+            spelled.append(replace(problem, answer=as_written(problem.answer, tokenizer)))
+        except DataError:
+            spelled.append(problem)
+            lacking.append(problem.answer)
+    if lacking:
+        print(
+            f"cocot: warning: {len(lacking)} of {len(problems)} expected answers, such as {lacking[0]!r}, hold what "
+            "the model's vocabulary lacks; it cannot give them, and they count as wrong.",
+            file=sys.stderr,
+        )
+    return spelled
 
 
 def evaluate_together(
@@ -192,6 +228,7 @@ def summarise(records: Sequence[Record]) -> Summary:
         tokens=fmean(record.num_tokens for record in records),
         seconds_per_question=fmean(record.seconds for record in records),
         problems=len(records),
+        cut=sum(not record.is_complete for record in records),
     )
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import custom_generate, thinking
-from cocot.curriculum import END, LATENT, START, ThoughtSettings, encode_question
+from cocot.curriculum import END, LATENT, START, ThoughtSettings
+from cocot.encoding import encode_question
 from cocot.errors import ModelError, RunError
 from cocot.generation import ThoughtRecorder, answer
 from cocot.loading import load

@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from cocot.curriculum import ANSWER_MARK, ThoughtSettings, encode_question
+from cocot.curriculum import ThoughtSettings
+from cocot.decoding import as_folder_says, decoding, greedy, warn_of_folder
+from cocot.encoding import answer_in, answer_mark, decode, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.model import thought_settings
 from cocot.thinking import Edit
 
-_MOST_NEW_TOKENS = 256
+MOST_NEW_TOKENS = 256
+"""Where nothing says how long an answer may be."""
 
 EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
 """What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
@@ -63,7 +66,7 @@ class Answer:
     """What a model said to one question.
 
     Attributes:
-        text: The answer: what follows the last answer mark, or everything if there is none.
+        text: The answer: what follows the first answer mark, or everything if there is none.
         output: Everything that was written after the thoughts, reasoning included.
         num_tokens: Tokens generated, counted as the paper does: thoughts included, then every token written up to and
             with end of text.
@@ -91,6 +94,8 @@ def answer(
     streamer: BaseStreamer | None = None,
     on_batch: Callable[[int], Any] | None = None,
     edit_thought: EditOf | None = None,
+    use_generation_config: bool = False,
+    most_new_tokens: int = MOST_NEW_TOKENS,
 ) -> list[Answer]:
     """Answer questions, greedily, in batches of questions of similar length.
 
@@ -99,11 +104,15 @@ def answer(
         tokenizer: Its tokenizer.
         questions: Any number of questions.
         num_thoughts: Thoughts before the text; None for as many as the model was trained with.
-        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for, at most 256.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for, at most
+            `most_new_tokens`.
         batch_size: Questions a batch.
         streamer: Receives the tokens as they are written; for a single question.
         on_batch: Called after every batch with the number of questions it answered.
         edit_thought: What becomes of a thought before it is fed back; see `EditOf`.
+        use_generation_config: Whether to decode as the model's `generation_config.json` says: its penalties, samples,
+            beams. Otherwise nothing of it acts, and what it would have changed is named in a warning, once.
+        most_new_tokens: Bound of the longest text where `max_new_tokens` is None.
 
     Returns:
         One answer a question, in the order of `questions`.
@@ -111,22 +120,28 @@ def answer(
     Raises:
         DataError: a question does not fit into the model's context, or holds words the model does not know.
         ModelError: the model was not given thoughts, or was not trained to think and `num_thoughts` is None.
-        ConfigError: `num_thoughts` is negative.
+        ConfigError: `num_thoughts` is negative, or `generation_config.json` asks for what does not go with thoughts.
     """
     settings = thought_settings(model)
     count = _num_thoughts(settings, num_thoughts)
     prompts = [encode_question(text, count, settings, tokenizer) for text in questions]
-    room = _room(prompts, max_new_tokens, model)
+    room = _room(prompts, max_new_tokens, model, most_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Answer] = {}
+    mark = answer_mark(tokenizer)
+    if use_generation_config:
+        config = as_folder_says(model, tokenizer, room)
+    else:
+        config = greedy(tokenizer, room)
+        warn_of_folder(model, tokenizer)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
         edit = partial(edit_thought, batch) if edit_thought else None
-        written = _generate(model, tokenizer, [prompts[index] for index in batch], room, streamer, edit)
+        written = _generate(model, tokenizer, [prompts[index] for index in batch], config, streamer, edit)
         seconds = (time.perf_counter() - began) / len(batch)
         for index, tokens in zip(batch, written, strict=True):
-            answers[index] = _read(tokens, count, seconds, tokenizer)
+            answers[index] = _read(tokens, count, seconds, mark, tokenizer)
         if on_batch is not None:
             on_batch(len(batch))
     return [answers[index] for index in range(len(prompts))]
@@ -136,27 +151,24 @@ def _generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
-    max_new_tokens: int,
+    config: GenerationConfig,
     streamer: BaseStreamer | None,
     edit: Edit | None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
     width = max(map(len, prompts))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     was_training = model.training
     model.eval()
     is_shared = isinstance(model, FSDPModule)
-    with torch.inference_mode(not is_shared):  # what is gathered in inference mode could not be trained afterwards
+    # what is gathered in inference mode could not be trained afterwards
+    with torch.inference_mode(not is_shared), decoding(model, config):
         output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=pad_id,
+            generation_config=config,
+            tokenizer=tokenizer,  # for a folder's stop strings
             streamer=streamer,
             edit_thought=edit,
             synced_gpus=is_shared,
@@ -166,14 +178,15 @@ def _generate(
     return written
 
 
-def _read(tokens: list[int], num_thoughts: int, seconds: float, tokenizer: PreTrainedTokenizerBase) -> Answer:
+def _read(
+    tokens: list[int], num_thoughts: int, seconds: float, mark: str, tokenizer: PreTrainedTokenizerBase
+) -> Answer:
     """Cut at end of text; what `generate` writes behind it is padding for rows that are done."""
     is_complete = tokenizer.eos_token_id in tokens
     if is_complete:
         tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-    output = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-    text = output.rsplit(ANSWER_MARK, maxsplit=1)[-1].strip()
-    return Answer(text, output, num_thoughts + len(tokens), num_thoughts, is_complete, seconds)
+    output = decode(tokens, tokenizer)
+    return Answer(answer_in(output, mark), output, num_thoughts + len(tokens), num_thoughts, is_complete, seconds)
 
 
 def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
@@ -188,11 +201,11 @@ def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
     return count
 
 
-def _room(prompts: list[list[int]], asked: int | None, model: Any) -> int:
+def _room(prompts: list[list[int]], asked: int | None, model: Any, most: int = MOST_NEW_TOKENS) -> int:
     """How many tokens an answer may take: as many as asked for, by default what the context has room for."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0)
-    room = _MOST_NEW_TOKENS if limit is None else min(_MOST_NEW_TOKENS, limit - longest)
+    room = most if limit is None else min(most, limit - longest)
     wanted = max(1, room) if asked is None else asked
     if limit is not None and longest + wanted > limit:
         too_long = sum(len(ids) + wanted > limit for ids in prompts)

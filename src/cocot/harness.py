@@ -20,7 +20,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from cocot.curriculum import encode_question
+from cocot.encoding import encode_question
 from cocot.errors import ConfigError, DataError
 from cocot.loading import load
 from cocot.model import thought_settings

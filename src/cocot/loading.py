@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -54,6 +55,20 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes up for a folder without one
             raise ValueError("it has no tokenizer.")
     return tokenizer
+
+
+def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
+    """What the `config.json` of whatever `load` takes says under `thoughts`; empty for a model not trained here.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place, file = _place(path_or_hub_id)
+    if file:
+        return {}
+    with _explained(place) as source:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    return dict(config.get("thoughts") or {})
 
 
 def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -13,9 +13,10 @@ from random import Random
 from typing import Any
 
 from cocot.config import RunConfig
-from cocot.curriculum import IGNORED, Encoder, Stage, schedule, tokenize
-from cocot.errors import ConfigError
-from cocot.tasks.files import read_problems
+from cocot.curriculum import IGNORED, Encoder, Stage, schedule
+from cocot.encoding import tokenize
+from cocot.errors import ConfigError, DataError
+from cocot.tasks.files import read_problems, set_aside
 from cocot.tasks.problem import Problem
 
 
@@ -104,10 +105,40 @@ def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
     return sum(takewhile(bool, same))
 
 
+def problems_of_files(config: RunConfig) -> tuple[list[Problem] | None, list[Problem] | None]:
+    """The problems to train and to validate on, as far as they come from files; None for those that are generated.
+
+    Without a file for validation, some problems of the training file are set aside for it.
+
+    Raises:
+        DataError: a file cannot be read, or holds too few questions to set some aside.
+    """
+    data = config.data
+    valid = read_problems(data.valid) if data.valid else None
+    if not data.train:
+        return None, valid
+    train = read_problems(data.train)
+    if valid is not None:
+        return train, valid
+    try:
+        return set_aside(train, data.valid_share, data.num_valid, config.seed)
+    except ValueError as error:
+        raise DataError(f"{data.train} {error}; give problems to validate on with data.valid.") from error
+
+
+def describe_set_aside(config: RunConfig, num_train: int, num_valid: int) -> str:
+    """One line on the problems that are not trained on because nothing else was given to validate on."""
+    data = config.data
+    return (
+        f"{num_valid:,} of the {num_train + num_valid:,} problems in {data.train} are set aside for validation "
+        f"and never trained on (data.valid_share {data.valid_share:g}); name other problems with data.valid."
+    )
+
+
 def steps_per_epoch(config: RunConfig) -> int:
     """Optimizer steps an epoch; a file of problems is read for it."""
-    size = len(read_problems(config.data.train)) if config.data.train else config.data.num_train
-    return size // config.train.batch_size
+    train, _ = problems_of_files(config)
+    return (config.data.num_train if train is None else len(train)) // config.train.batch_size
 
 
 def num_steps(config: RunConfig) -> int:

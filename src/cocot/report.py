@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cocot.errors import RunError
+from cocot.errors import CocotError, RunError
 from cocot.plan import align
 from cocot.runs import write_json, write_text
+from cocot.tasks.problem import Problem, Task
 
 Row = dict[str, Any]
 
@@ -30,6 +31,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     for test in tests:
         title = f"{test}: " if len(tests) > 1 else ""
         columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
+        columns.append((f"{title}cut", partial(_cut, test)))
 
     def first(row: Row) -> Row:
         return dict(row["tests"][tests[0]])
@@ -63,6 +65,12 @@ def _interval(test: str, row: Row) -> str:
     return "{low:.1%} to {high:.1%}".format_map(row["tests"][test])
 
 
+def _cut(test: str, row: Row) -> str:
+    """Answers that were longer than allowed, where there are any."""
+    count = row["tests"][test].get("cut", 0)
+    return f"{count:,}" if count else ""
+
+
 def _p_value(result: Row, rival: str) -> str:
     value = result.get("p_values", {}).get(rival)
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -79,6 +87,15 @@ def _number(value: float | None) -> str:
 def plain(rows: Sequence[Row]) -> str:
     """The rows for a terminal."""
     return align(cells(rows))
+
+
+def shortcuts_of(task: Task, problems: Sequence[Problem]) -> dict[str, float]:
+    """What rules that do not reason would reach; empty for problems of another form than the task's own."""
+    try:
+        found = task.report(problems)
+    except CocotError:
+        return {}
+    return {name: value for name, value in found.items() if name.startswith("shortcut")}
 
 
 def shortcuts(table: Row) -> list[str]:

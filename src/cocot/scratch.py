@@ -25,6 +25,7 @@ from cocot.errors import ConfigError
 from cocot.tasks.problem import Problem
 
 _PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
+_PUNCTUATION = r"[.?,](?=[.?,]*$)"
 _SIGNS = rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"
 _MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
 
@@ -32,12 +33,12 @@ _MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
 def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
 
-    Words are what white space parts; `.`, `?` and `,` are words of their own. As `digits`, so is every sign that is no
-    letter, blanks too: the digits of one number must be told from those of two. As `numbers`, digits stay together, and
-    every number below 1,000 is known, seen or not.
+    Words are what white space parts; `.`, `?` and `,` at the end of one are words of their own, those inside, as in
+    `3.5`, are not. As `digits`, every sign that is no letter is a word, blanks too: the digits of one number must be
+    told from those of two. As `numbers`, digits stay together, and every number below 1,000 is known, seen or not.
     """
     parts: dict[str, list[Any]] = {
-        "words": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[.?,]"), behavior="isolated")],
+        "words": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_PUNCTUATION), behavior="isolated")],
         "digits": [pre_tokenizers.Split(Regex(_SIGNS), behavior="isolated")],
         "numbers": [pre_tokenizers.Split(Regex(rf"\d+|{_SIGNS}"), behavior="isolated")],
     }

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.curriculum import encode_question
+from cocot.encoding import encode_question
 from cocot.errors import DataError, RunError
 from cocot.evaluation import evaluate
 from cocot.generation import ThoughtRecorder
@@ -161,7 +161,7 @@ def probe_search(
     *,
     num_thoughts: int | None = None,
     batch_size: int = 32,
-    max_new_tokens: int | None = 64,
+    max_new_tokens: int | None = None,
 ) -> Search:
     """Measure every node of every problem after k = 0 ... K thoughts.
 
@@ -178,7 +178,7 @@ def probe_search(
         problems: Problems; those with a graph have steps. Of the others only answers and thoughts are kept.
         num_thoughts: K; None for as many as the model was trained with.
         batch_size: Problems a batch.
-        max_new_tokens: Longest text after the thoughts, in tokens.
+        max_new_tokens: Longest text after the thoughts, in tokens; None as in `evaluate`.
 
     Raises:
         DataError: there are no problems, or one has a graph and no steps, or its graph has a cycle.

@@ -30,7 +30,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cocot.batching import EpochSampler, StageData, collate
-from cocot.callbacks import ACCURACY, Journal, Pace
+from cocot.callbacks import ACCURACY, CUT, Journal, Pace
 from cocot.checksums import seal
 from cocot.config import TrainConfig
 from cocot.curriculum import LATENT
@@ -54,11 +54,13 @@ class Validation:
         task: Grades the answers.
         problems: Never seen in training, never test data.
         num_thoughts: Thoughts before each answer at this stage.
+        max_new_tokens: Longest answer that is waited for.
     """
 
     task: Task
     problems: Sequence[Problem]
     num_thoughts: int
+    max_new_tokens: int
 
 
 class StageTrainer(Trainer):
@@ -161,6 +163,7 @@ class StageTrainer(Trainer):
             self._save_best()
         metrics = {
             ACCURACY: summary.accuracy,
+            CUT: summary.cut,
             "eval_tokens": summary.tokens,
             "eval_seconds": time.perf_counter() - began,
         }
@@ -195,7 +198,7 @@ class StageTrainer(Trainer):
             self._validation.problems,
             num_thoughts=self._validation.num_thoughts,
             batch_size=self.config.eval_batch_size,
-            max_new_tokens=self.config.eval_max_new_tokens,
+            max_new_tokens=self._validation.max_new_tokens,
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -11,15 +11,12 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -32,36 +29,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from cocot import tasks
 from cocot.adapters import in_four_bits, merged, with_adapter
 from cocot.batching import StageData
-from cocot.callbacks import ACCURACY
+from cocot.callbacks import ACCURACY, CUT
 from cocot.checksums import check, seal
 from cocot.config import RunConfig
-from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
+from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
+from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, give_thoughts
-from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
+from cocot.plan import (
+    Batches,
+    PlannedStage,
+    num_shared_stages,
+    num_thoughts,
+    plan,
+    split_batch,
+)
 from cocot.recipe_files import read_recipe
+from cocot.run_problems import Data, prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
-from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
-
-_ENOUGH = 2000
-"""Generated problems that surely hold every word of their generator."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The problems of a run.
-
-    Attributes:
-        valid: For validation.
-        train: Problems of a stage and an epoch: `train(planned, epoch)`.
-    """
-
-    valid: Sequence[Problem]
-    train: Callable[[PlannedStage, int], Sequence[Problem]]
 
 
 def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None = None) -> RunFolder:
@@ -141,13 +130,14 @@ def _train_stages(
     sample = vocabulary_sample(data, stages)
     model, tokenizer = prepare_model(config, sample, run)
     encoder = Encoder(config.curriculum, tokenizer)
-    model.config.thoughts = encoder.settings.to_json()
-    _check_lengths(config, stages[-1], model, encoder, data)
-    _once(lambda: print(batches, file=sys.stderr))
+    settings = replace(encoder.settings, task=config.data.task).to_json()
+    model.config.thoughts = settings
+    _check_lengths(config, stages, model, encoder, data)
+    _once(lambda: print(batches, data.note, sep="\n" if data.note else "", file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once
             model, _ = prepare_model(config, sample, run)
-            model.config.thoughts = encoder.settings.to_json()
+            model.config.thoughts = settings
         _run_stage(config, stages, model, encoder, data, batches, run)
 
     def copy_best() -> None:
@@ -165,18 +155,40 @@ def _train_stages(
     _once(copy_best)
 
 
-def _check_lengths(config: RunConfig, last: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data) -> None:
-    """Find out now, not hours into the run, whether the most thoughts and the validation questions fit the context."""
-    _stage_data(config, last, model, encoder, data)
-    limit = _context(model)
-    count, room = num_thoughts(config, last.stage), config.train.eval_max_new_tokens
+def _check_lengths(
+    config: RunConfig, stages: Sequence[PlannedStage], model: PreTrainedModel, encoder: Encoder, data: Data
+) -> None:
+    """Find out now, not hours into the run, whether the most thoughts and every validation fit the context."""
+    _stage_data(config, stages[-1], model, encoder, data)
+    for planned in stages:
+        _longest_answer(config, planned, model, encoder, data)
+
+
+def _longest_answer(
+    config: RunConfig, planned: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data
+) -> int:
+    """How many tokens a validation waits for an answer: as the recipe says, else what the stage's own texts take.
+
+    Raises:
+        DataError: so long an answer does not fit behind its question, or a validation problem cannot be encoded.
+    """
+    count, asked = num_thoughts(config, planned.stage), config.train.eval_max_new_tokens
     prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in data.valid)
-    longest = max(map(len, prompts))
-    if limit is not None and longest + room > limit:
+    longest, limit = max(map(len, prompts)), _context(model)
+    plain = Encoder(replace(config.curriculum, stage_mix=0.0), encoder.tokenizer)
+    examples = (plain(tokenize(item, encoder.tokenizer), planned.stage, Random(0)) for item in data.valid)
+    expected = max(len(example.input_ids) - example.prompt_length for example in examples)
+    wanted = expected if asked is None else asked
+    if limit is not None and longest + wanted > limit:
+        allowed = "its answer takes" if asked is None else "train.eval_max_new_tokens allows"
         raise DataError(
-            f"the longest validation question takes {longest} tokens, thoughts included, and train.eval_max_new_tokens "
-            f"allows {room} for its answer, but the model reads {limit}. Lower one of them, or take a longer context."
+            f"the longest validation question takes {longest} tokens, thoughts included, and {allowed} {wanted}, "
+            f"but the model reads {limit}. Leave it out, or take a model with a longer context."
         )
+    if asked is not None:
+        return asked
+    roomy = with_head_room(expected)
+    return roomy if limit is None else min(roomy, limit - longest)
 
 
 def _stage_data(
@@ -196,52 +208,6 @@ def _once(act: Callable[[], Any]) -> None:
         act()
     if dist.is_initialized():
         dist.barrier()
-
-
-def prepare_data(config: RunConfig) -> Data:
-    """Read or generate the problems; generated ones depend on the seed, the stage and the epoch alone."""
-    settings = config.data
-    task = tasks.get(settings.task)
-
-    def generate(count: int, name: str, how: dict[str, Any]) -> list[Problem]:
-        return task.generate(count, seed=Random(f"{config.seed}/{name}").getrandbits(48), **how)
-
-    if settings.valid:
-        valid = read_problems(settings.valid)
-    else:
-        valid = generate(settings.num_valid, "valid", {**settings.generate, **settings.valid_generate})
-    if settings.train:
-        problems = read_problems(settings.train)
-        return Data(valid, lambda planned, epoch: problems)
-
-    @lru_cache(maxsize=1)
-    def named(name: str, how: str) -> list[Problem]:
-        return generate(settings.num_train, name, json.loads(how))
-
-    def problems_of(planned: PlannedStage, epoch: int) -> list[Problem]:
-        kind = "easier" if planned.stage.name == "warmup" else "train"
-        name = f"{planned.stage.name}/{epoch}" if settings.fresh else kind
-        return named(name, json.dumps(planned.generate))
-
-    return Data(valid, problems_of)
-
-
-def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Problem]:
-    """Problems that hold every word of a run: those of each stage's first epochs, and those of validation."""
-    lists = [data.valid, *chain.from_iterable(_first_epochs(data, planned) for planned in stages)]
-    distinct = {id(problems): problems for problems in lists}
-    return [problem for problems in distinct.values() for problem in problems]
-
-
-def _first_epochs(data: Data, planned: PlannedStage) -> Iterator[Sequence[Problem]]:
-    """As many epochs as it takes to see every word: one, where an epoch is large."""
-    count = 0
-    for epoch in range(planned.stage.num_epochs):
-        problems = data.train(planned, epoch)
-        yield problems
-        count += len(problems)
-        if count >= _ENOUGH:
-            return
 
 
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
@@ -309,7 +275,12 @@ def _run_stage(
         tokenizer=tokenizer,
         planned=planned,
         data=_stage_data(config, planned, model, encoder, data),
-        validation=Validation(tasks.get(config.data.task), data.valid, num_thoughts(config, stage)),
+        validation=Validation(
+            tasks.get(config.data.task),
+            data.valid,
+            num_thoughts(config, stage),
+            _longest_answer(config, planned, model, encoder, data),
+        ),
         config=config.train,
         batches=batches,
         run=run,
@@ -361,6 +332,7 @@ def _finish_stage(run: RunFolder, stages: Sequence[PlannedStage]) -> bool:
         "name": planned.stage.name,
         "epochs": round(validated[-1]["epoch"]),
         "accuracy": validated[-1][ACCURACY],
+        "cut": validated[-1].get(CUT, 0),
         "checkpoint": checkpoint.relative_to(run.path).as_posix(),
     }
     run.finish_stage(entry)

@@ -30,9 +30,10 @@ from cocot.curriculum import CurriculumConfig, Encoder
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, plan
 from cocot.probing import continuation_log_probs
+from cocot.run_problems import prepare_data, vocabulary_sample
 from cocot.runs import RunFolder
 from cocot.stage_trainer import StageTrainer, Validation
-from cocot.training import prepare_data, prepare_model, vocabulary_sample
+from cocot.training import prepare_model
 
 _WORD_ID = 0
 _NEW_TOKENS = 16
@@ -254,7 +255,7 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
                 tokenizer=tokenizer,
                 planned=planned,
                 data=StageData(encoder, planned.stage, "bench", lambda epoch: data.train(planned, epoch), None),
-                validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS),
+                validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS, 1),
                 config=config.train,
                 batches=Batches(config.train.batch_size, config.train.batch_size, 1, 1),
                 run=run,

@@ -5,8 +5,11 @@ In: a path. Out: `Problem`s. The format is told by the text, also gzipped (`.gz`
 - JSONL, one object `{"question", "steps", "answer"}` a line, or a JSON list of them, as the original project has it;
   graph fields are kept where present;
 - GSM8k's own objects in either, `{"question", "answer": "... <<48/2=24>> ... #### 72"}`;
-- iCoT's lines, `question||<<48/2=24>> ... #### 72`;
+- iCoT's lines, `question||<<48/2=24>> ... #### 72`, and those of its multiplication, `1 3 * 2||5 + 0 2 #### 5 2`;
+- CODI's objects, `{"question", "cot", "answer"}`, with a chain of marks, of sentences, or a list of steps;
 - ProntoQA's object, `{"example1": {"test_example": {...}}, ...}`, as the public generator writes it.
+
+Another field that looks like a chain (`rationale`, `solution`, ...) is refused: it would be lost.
 
 `hub:NAME:SPLIT` and `hub:NAME:CONFIG:SPLIT` name a data set of the Hugging Face Hub with rows of these forms, for
 example `hub:openai/gsm8k:main:train`; that takes the package `datasets`.
@@ -21,12 +24,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from cocot.errors import DataError
@@ -34,6 +39,22 @@ from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
 
 _HUB = "hub:"
+_CHAIN_WORDS: tuple[str, ...] = (
+    "cot",
+    "chain",
+    "rational",
+    "reason",
+    "thought",
+    "think",
+    "solution",
+    "explan",
+    "explain",
+    "deriv",
+)
+_CHAIN_WORDS += ("proof", "prove", "scratchpad", "working", "step", "justif", "trace", "deduc", "infer")
+"""How the names of fields begin in which other data sets keep their reasoning."""
+_MOST_BYTES = 2**29
+"""What a packed file may unpack to: four times GSM8k-Aug, and far less than what fills the memory."""
 _FORMAT = 'Each problem is an object {"question": text, "steps": [text, ...], "answer": text}.'
 
 
@@ -73,11 +94,22 @@ def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
 
 def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")  # a byte-order mark is no text
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read problems from {path}: {error}.") from error
-    yield from _items(path, text)
+    # Neither JSON nor a line of text holds a bare carriage return: it ends a line, as in Windows' and old Macs' files.
+    yield from _items(path, text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise DataError(
+            f"{path} unpacks to more than {_MOST_BYTES // 2**20} MiB; unpack it yourself if you trust it, or part it."
+        )
+    return raw
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
@@ -88,6 +120,30 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(problem.to_json(), ensure_ascii=False) + "\n" for problem in problems)
     os.replace(partial, path)
+
+
+def set_aside(problems: Sequence[Problem], share: float, most: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Part problems in two, by their questions: those that are left, and those that are set aside.
+
+    Args:
+        problems: Any problems; those with the same question stay together, so that none is on both sides.
+        share: Share of the questions that is set aside.
+        most: How many questions at most.
+        seed: Chooses them.
+
+    Raises:
+        ValueError: there are fewer than two questions.
+    """
+    questions = [" ".join(problem.question.split()) for problem in problems]
+    distinct = list(dict.fromkeys(questions))
+    if len(distinct) < 2:
+        raise ValueError("holds one question alone, and none can be set aside")
+    count = min(most, len(distinct) - 1, math.ceil(share * len(distinct)))
+    chosen = set(Random(f"{seed}/set aside").sample(distinct, count))
+    left, aside = list[Problem](), list[Problem]()
+    for problem, question in zip(problems, questions, strict=True):
+        (aside if question in chosen else left).append(problem)
+    return left, aside
 
 
 def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -136,10 +192,33 @@ def _published(item: Any) -> Problem | None:
         return None
     if isinstance(item.get("test_example"), dict):
         return prontoqa.from_example(item["test_example"])
-    question, answer = item.get("question"), item.get("answer")
-    if "steps" not in item and isinstance(question, str) and isinstance(answer, str) and "####" in answer:
-        return gsm8k.from_original(question, answer)
-    return None
+    question, answer, chain = item.get("question"), item.get("answer"), item.get("cot")
+    if item.get("steps") or not isinstance(question, str) or not isinstance(answer, str):
+        return None
+    if chain:
+        return Problem(question.strip(), _steps_of(chain), answer.strip())
+    if lost := sorted(name for name, value in item.items() if _is_chain(name, value)):
+        raise ValueError(
+            f"field {lost[0]!r} looks like the chain of thought, which cocot reads from 'steps', a list of texts; "
+            "rename it, or take it out"
+        )
+    return gsm8k.from_original(question, answer) if "steps" not in item and "####" in answer else None
+
+
+def _steps_of(chain: Any) -> tuple[str, ...]:
+    """The steps of CODI's field `cot`."""
+    if isinstance(chain, str):
+        return gsm8k.steps_of(chain)
+    if isinstance(chain, list) and all(map(_is_text, chain)):
+        return tuple(chain)
+    raise ValueError("field 'cot' must be a text or a list of non-empty texts")
+
+
+def _is_chain(name: str, value: Any) -> bool:
+    """Whether a field without a meaning here holds reasoning, to judge by its name."""
+    words = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    is_named_so = any(word.startswith(_CHAIN_WORDS) for word in words)
+    return is_named_so and name != "steps" and isinstance(value, str | list | dict) and bool(value)
 
 
 def problem_of(item: Any, where: str) -> Problem:

@@ -4,7 +4,8 @@ In: lines or objects of a published file; or a count and a seed. Out: `Problem`s
 
 Published forms: the original's objects (`answer` holds `<<48/2=24>>` marks and ends in `#### 72`) and the lines
 `question||<<48/2=24>> <<48+24=72>> #### 72` of implicit chain of thought (iCoT, GSM8k-Aug). The marks, in order and
-without blanks, are the steps. The generator, *gsm-mini*, writes stories of one to six such steps over whole numbers.
+without blanks, are the steps; where a chain has none, as in iCoT's multiplication, its summands or its sentences are.
+The generator, *gsm-mini*, writes stories of one to six such steps over whole numbers.
 
 Example:
     >>> from cocot.tasks.gsm8k import GSM8k, from_line
@@ -33,6 +34,8 @@ from cocot.errors import ConfigError, DataError
 from cocot.tasks.problem import Problem, is_whole, mean_statistics
 
 _MARK = re.compile(r"<<([^<>]*)>>")
+_SUM = re.compile(r"[-+*/=()0-9\s]+")
+_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -49,10 +52,10 @@ def from_line(line: str) -> Problem:
         ValueError: the line has another form.
     """
     question, bars, rest = line.rpartition("||")
-    marks, hashes, answer = rest.rpartition("####")
+    chain, hashes, answer = rest.rpartition("####")
     if not bars or not hashes:
         raise ValueError("not of the form 'question||<<step>> <<step>> #### answer'")
-    return _problem(question, marks, answer)
+    return _problem(question, steps_of(chain), answer)
 
 
 def from_original(question: str, solution: str) -> Problem:
@@ -64,17 +67,28 @@ def from_original(question: str, solution: str) -> Problem:
     text, hashes, answer = solution.rpartition("####")
     if not hashes:
         raise ValueError("the answer does not end in '#### number'")
-    return _problem(question, text, answer)
+    return _problem(question, _marks(text), answer)  # the published GSM8k-Aug, too, has no steps where it has no marks
 
 
-def _problem(question: str, marks: str, answer: str) -> Problem:
-    steps = tuple(f"<<{''.join(step.split())}>>" for step in _MARK.findall(marks))
-    return Problem(question.strip(), steps, answer.strip().replace(",", ""))
+def steps_of(chain: str) -> tuple[str, ...]:
+    """The steps of a chain in one text: its marks; of a written sum its summands; else its sentences."""
+    if marks := _marks(chain):
+        return marks
+    border = r"\s+(?=\+)" if _SUM.fullmatch(chain) else r"(?<=[.!?])\s+|\s*\n\s*"
+    return tuple(step for step in re.split(border, chain.strip()) if step)
+
+
+def _marks(text: str) -> tuple[str, ...]:
+    return tuple(f"<<{''.join(mark.split())}>>" for mark in _MARK.findall(text))
+
+
+def _problem(question: str, steps: tuple[str, ...], answer: str) -> Problem:
+    return Problem(question.strip(), steps, _COMMA.sub("", answer.strip()))
 
 
 def _value(text: str) -> Decimal | None:
     """The number that an answer gives, whatever its commas, currency and unit; None if there is not exactly one."""
-    plain = re.sub(r"(?<=[0-9]),(?=[0-9])", "", text.replace("\N{MINUS SIGN}", "-"))
+    plain = _COMMA.sub("", text.replace("\N{MINUS SIGN}", "-"))
     found = _NUMBER.findall(plain.replace("$", "").replace("€", "").replace("£", ""))
     return Decimal(found[0]) if len(found) == 1 else None
 
