@@ -46,7 +46,8 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
         What the model's own `generate` returns: prompts with placeholders, then what was written.
 
     Raises:
-        ValueError: a thought has no token before it, padding is not marked, or an argument does not go with thoughts.
+        ValueError: a thought has no token before it, padding is not marked or on the right, or an argument does not go
+            with thoughts.
     """
     original = type(model).generate
     input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
@@ -60,6 +61,8 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     if refused := [name for name in _REFUSED if setting(name) is not None]:
         raise ValueError(f"generation with thoughts does not go with {', '.join(refused)}; leave it out.")
     mask = _mask(input_ids, kwargs.pop("attention_mask", None), model)
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError("a prompt ends in padding; pad on the left: tokenizer.padding_side = 'left'.")
     is_first = is_latent & (mask.cumsum(dim=1) == 1)
     if bool((is_first | is_latent & (mask == 0)).any()):
         raise ValueError("a thought is the hidden state of the token before it; put one before the first <|latent|>.")
