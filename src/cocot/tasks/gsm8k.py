@@ -33,6 +33,7 @@ from cocot.errors import ConfigError, DataError
 from cocot.tasks.problem import Problem, is_whole, mean_statistics
 
 _MARK = re.compile(r"<<([^<>]*)>>")
+_THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9][,.])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -73,8 +74,11 @@ def _problem(question: str, marks: str, answer: str) -> Problem:
 
 
 def _value(text: str) -> Decimal | None:
-    """The number that an answer gives, whatever its commas, currency and unit; None if there is not exactly one."""
-    plain = re.sub(r"(?<=[0-9]),(?=[0-9])", "", text.replace("\N{MINUS SIGN}", "-"))
+    """The number that an answer gives, whatever its currency and unit; None if there is not exactly one.
+
+    Commas belong to it only as separators of thousands: `1,000` is one number, `1,5` and `1,2,3` are several.
+    """
+    plain = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text.replace("\N{MINUS SIGN}", "-"))
     found = _NUMBER.findall(plain.replace("$", "").replace("€", "").replace("£", ""))
     return Decimal(found[0]) if len(found) == 1 else None
 
