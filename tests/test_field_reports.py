@@ -6,11 +6,20 @@ import shutil
 
 import pytest
 import torch
-from conftest import TOKENIZER, make_thinker
+from conftest import LATENT_ID, TOKENIZER, make_thinker
+from runs_support import tiny_config, weights
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import cocot
-from cocot.errors import CocotError, ModelError
+from cocot.checksums import seal
+from cocot.config import LoraSettings
+from cocot.custom_generate import generate
+from cocot.errors import CocotError, ConfigError, ModelError, RunError
+from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
+from cocot.tasks.gsm8k import GSM8k
+from cocot.tasks.problem import Problem
+from cocot.training import train
 
 
 @pytest.fixture
@@ -171,3 +180,137 @@ def test_truncation_written_into_a_tokenizer_file_cuts_nothing(folder):
     assert cocot.load(folder)[1].encode(text, add_special_tokens=False) == TOKENIZER.encode(
         text, add_special_tokens=False
     )
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("name", ["gptj", "phi", "codegen"])
+def test_an_adapter_that_changes_the_model_before_training_is_refused(name):
+    """peft leaves out the bias of a head whose rows are trained, so what trains is not what is merged and saved."""
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
+    from cocot.adapters import with_adapter
+
+    model = make_biased(name)
+    with torch.no_grad():
+        model.get_output_embeddings().bias.normal_()
+    with pytest.raises(ConfigError, match=f"already changes what {type(model).__name__} computes"):
+        with_adapter(model, TOKENIZER, LoraSettings(rank=2, alpha=4), seed=0)
+
+
+_BIASED = {
+    "gptj": {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 8},
+    "codegen": {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 8},
+    "phi": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+}
+
+
+def make_biased(name):
+    """A model whose head has a bias."""
+    ids = {"eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": 0, "bos_token_id": 0}
+    config = AutoConfig.for_model(name, vocab_size=len(TOKENIZER), **ids, **_BIASED[name])
+    return cocot.give_thoughts(AutoModelForCausalLM.from_config(config).eval(), TOKENIZER)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2", "gemma3_text"])
+def test_a_merged_adapter_is_what_was_trained_after_it_was_saved(tmp_path, name):
+    """Rows of new tokens that were trained with an adapter survive merging, saving and loading, tied head or not."""
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
+    from cocot.adapters import merged, with_adapter
+
+    adapted = with_adapter(make_thinker(name), TOKENIZER, LoraSettings(rank=2, alpha=4), seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        ids = torch.tensor([[9, 10, LATENT_ID, LATENT_ID, 12]])
+        expected, untrained = adapted(input_ids=ids).logits, make_thinker(name)(input_ids=ids).logits
+        merged(adapted).save_pretrained(tmp_path)
+        TOKENIZER.save_pretrained(tmp_path)
+        found = cocot.load(tmp_path)[0](input_ids=ids).logits
+    assert (found - expected).abs().max() < 1e-4  # measured: 4e-6
+    assert (untrained - expected).abs().max() > 0.1
+
+
+# Run folders
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint-best", "checkpoint-4-good", "checkpoint-4 (1)", "checkpoint-", "checkpoint-²"]
+)
+def test_a_checkpoint_that_the_user_copied_is_neither_read_nor_removed(tmp_path, name):
+    """Only folders named as training names them count as checkpoints of a stage; others stay where they are."""
+    for folder in ("checkpoint-4", "checkpoint-8", "checkpoint-12", name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(b"x")
+        seal(tmp_path / folder)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    prune_checkpoints(tmp_path / "checkpoint-12", keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", "checkpoint-12", name}
+
+
+@pytest.mark.parametrize("checkpoint", ["../other/checkpoint-4", "/tmp/checkpoint-4"])
+def test_a_state_that_names_a_checkpoint_of_another_run_is_refused(tmp_path, checkpoint):
+    """A run goes on from its own checkpoints alone, whatever its state.json says."""
+    (tmp_path / "state.json").write_text(json.dumps({"finished_stages": [{"name": "a", "checkpoint": checkpoint}]}))
+    with pytest.raises(RunError, match="is not of this run"):
+        RunFolder(tmp_path).finished_stages()
+
+
+def test_a_run_folder_that_was_moved_goes_on_bit_for_bit(tmp_path):
+    """No file of a run depends on where its folder lies: moved between two stages, it ends with the same weights."""
+    config = tiny_config()
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "elsewhere" / "moved")
+    moved = tmp_path / "elsewhere" / "moved"
+    state = json.loads((moved / "state.json").read_text())
+    write_json(moved / "state.json", {"finished_stages": state["finished_stages"][:1]})
+    for part in ("model", "best", "stages/stage_1", "stages/final"):
+        shutil.rmtree(moved / part)
+    train(config, moved)
+    assert all(torch.equal(weights(moved)[name], value) for name, value in weights(tmp_path / "whole").items())
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("expected", "text", "is_correct"),
+    [
+        ("72", "72 clips, altogether", True),
+        ("29", "$29.00", True),
+        ("29", "29.", True),
+        ("1000", "1,000", True),
+        ("1234567.5", "1,234,567.50 dollars", True),
+        ("1234", "1,234, in all", True),
+        ("1234", "It is 1,234.", True),
+        ("-1234", "-1,234", True),
+        ("15", "1,5", False),
+        ("123", "1,2,3", False),
+        ("10", "1,0", False),
+        ("100", "1,00", False),
+        ("1234567", "1,234,56,7", False),
+        ("12345", "12345,", True),
+        ("34", "3,4", False),
+        ("3.5", "3,5", False),
+    ],
+)
+def test_a_comma_in_a_number_parts_thousands_or_numbers(expected, text, is_correct):
+    """Only commas before three digits are part of a number: a list of numbers is never taken for one that was asked."""
+    assert GSM8k().is_correct(Problem("q", (), expected), text) is is_correct
+
+
+# Exported models and other engines
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_exported_model_refuses_padding_on_the_right(name):
+    """A batch that is padded on the right would go on from its padding; it is an error, and the left side is none."""
+    model = make_thinker(name)
+    ids, pad = [9, LATENT_ID, 10, 11], TOKENIZER.pad_token_id
+    left = {"input_ids": torch.tensor([ids, [pad, *ids[:3]]]), "attention_mask": torch.tensor([[1] * 4, [0, 1, 1, 1]])}
+    right = {"input_ids": torch.tensor([ids, [*ids[:3], pad]]), "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]])}
+    assert generate(**left, model=model, max_new_tokens=2, min_new_tokens=2).shape == (2, 6)
+    with pytest.raises(ValueError, match="pad on the left"):
+        generate(**right, model=model, max_new_tokens=2)
