@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import LATENT_ID, TOKENIZER, make_thinker
+from conftest import LATENT_ID, MODELS, TOKENIZER, make_thinker
 from runs_support import tiny_config, weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.utils.generic import find_labels
 
 import cocot
 from cocot.checksums import seal
@@ -314,3 +315,24 @@ def test_an_exported_model_refuses_padding_on_the_right(name):
     assert generate(**left, model=model, max_new_tokens=2, min_new_tokens=2).shape == (2, 6)
     with pytest.raises(ValueError, match="pad on the left"):
         generate(**right, model=model, max_new_tokens=2)
+
+
+# A user's own Trainer
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trainer_finds_the_labels(name):
+    """`Trainer` gives an `eval_loss` only if it gets a value for every argument that has "label" in its name."""
+    assert find_labels(type(make_thinker(name))) == ["labels"]
+
+
+def test_a_trainer_reports_the_loss_of_an_evaluation(tmp_path):
+    """A user's own `Trainer` gives `eval_loss`, and it is the model's loss on the same rows."""
+    ids = torch.tensor([[9, 10, LATENT_ID, 11, 12], [13, LATENT_ID, LATENT_ID, 14, 15]])
+    labels = ids.where(ids != LATENT_ID, -100)
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    model = make_thinker("llama")
+    metrics = Trainer(model=model, args=arguments, eval_dataset=rows).evaluate()
+    with torch.no_grad():
+        assert metrics["eval_loss"] == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)

@@ -60,7 +60,7 @@ class Thoughts:
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         latent_columns: Sequence[int] | None = None,
-        labelled: Tensor | None = None,
+        loss_positions: Tensor | None = None,
         edit_thought: Edit | None = None,
         cache: Any = None,
         **kwargs: Any,
@@ -79,9 +79,10 @@ class Thoughts:
             labels: Token ids, -100 where there is no loss, (batch, columns); shifted inside.
             use_cache: Whether to return the cache.
             logits_to_keep: As in Hugging Face: how many last positions (0: all), or which, get logits.
-            latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and `labelled`,
-                nothing in a step waits for the device.
-            labelled: As `collate` gives it: `label_positions(labels)`.
+            latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and
+                `loss_positions`, nothing in a step waits for the device.
+            loss_positions: As `collate` gives it: `label_positions(labels)`. (A second name with "label" in it would
+                make a `Trainer` wait for it before it computes `eval_loss`.)
             edit_thought: What becomes of a thought before it is fed back; see `thinking.Edit`.
             cache: The same as `past_key_values`, as newer transformers call it.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
@@ -145,7 +146,7 @@ class Thoughts:
         )
         kept = {CACHE: cache if use_cache or given is not None else None}
         if gathers:
-            loss = _gathered_loss(model, hidden, cast(Tensor, labels), labelled, num_items)
+            loss = _gathered_loss(model, hidden, cast(Tensor, labels), loss_positions, num_items)
             return CausalLMOutputWithPast(loss=loss, **kept)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = model.get_output_embeddings()(hidden if isinstance(keep, int) else hidden[:, keep])
