@@ -3,10 +3,11 @@
 import json
 import logging
 import shutil
+import struct
 
 import pytest
 import torch
-from conftest import LATENT_ID, MODELS, TOKENIZER, make_thinker
+from conftest import LATENT_ID, MODELS, PROBLEMS, TOKENIZER, make_thinker
 from runs_support import tiny_config, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
@@ -16,7 +17,7 @@ import cocot
 from cocot.checksums import seal
 from cocot.config import LoraSettings
 from cocot.custom_generate import generate
-from cocot.errors import CocotError, ConfigError, ModelError, RunError
+from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
 from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
@@ -336,3 +337,49 @@ def test_a_trainer_reports_the_loss_of_an_evaluation(tmp_path):
     metrics = Trainer(model=model, args=arguments, eval_dataset=rows).evaluate()
     with torch.no_grad():
         assert metrics["eval_loss"] == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-5)
+
+
+# Questions that do not fit
+
+_SMALL = {"vocab_size": len(TOKENIZER), "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": TOKENIZER.eos_token_id}
+_CONTEXTS = {
+    "gpt2": {"n_positions": 24, "n_embd": 32, "n_layer": 1, "n_head": 2},
+    "gpt_neo": {"max_position_embeddings": 24, "hidden_size": 32, "num_layers": 1, "attention_types": [[["global"], 1]]}
+    | {"num_heads": 2},
+    "mpt": {"max_seq_len": 24, "d_model": 32, "n_heads": 2, "n_layers": 1},
+    "llama": {"max_position_embeddings": 24, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    | {"num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", _CONTEXTS)
+def test_a_question_that_does_not_fit_is_refused_by_every_name_of_the_limit(name):
+    """Configs call the length of the context differently; a longer question is our error, never one of an index."""
+    config = AutoConfig.for_model(name, **_SMALL, **_CONTEXTS[name])
+    model = cocot.give_thoughts(AutoModelForCausalLM.from_config(config).eval(), TOKENIZER)
+    question = PROBLEMS[0].question
+    with pytest.raises(DataError, match="but the model reads 24"):
+        cocot.answer(model, TOKENIZER, [question], num_thoughts=2, max_new_tokens=4)
+    short = " ".join(question.split()[:6])
+    assert len(cocot.answer(model, TOKENIZER, [short], num_thoughts=2, max_new_tokens=4)) == 1
+
+
+_GGUF = b"GGUF" + struct.pack("<I", 3)
+_HOSTILE_GGUF = {
+    "metadata without end": _GGUF + struct.pack("<QQ", 0, 2**63),
+    "tensors without end": _GGUF + struct.pack("<QQ", 2**63, 0),
+    "text without end": _GGUF + struct.pack("<QQQ", 0, 1, 2**63),
+    "array without end": _GGUF + struct.pack("<QQQ1sIIQ", 0, 1, 1, b"a", 9, 8, 2**63),
+    "arrays in arrays": _GGUF + struct.pack("<QQQ1sI", 0, 1, 1, b"a", 9) + struct.pack("<IQ", 9, 2**62) * 3,
+    "dimensions without end": _GGUF + struct.pack("<QQQ1sI", 1, 0, 1, b"t", 2**32 - 1),
+}
+
+
+@pytest.mark.parametrize("content", _HOSTILE_GGUF)
+def test_a_gguf_file_that_claims_to_be_endless_is_one_line(tmp_path, content):
+    """Lengths in a GGUF file that go beyond its end are an error of ours, at once, and not memory that runs full."""
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'cocot[smollm]'")
+    (tmp_path / "model.gguf").write_bytes(_HOSTILE_GGUF[content])
+    with pytest.raises(ModelError) as caught:
+        cocot.load(tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value)

@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from cocot.curriculum import ANSWER_MARK, ThoughtSettings, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.model import thought_settings
+from cocot.model import context_length, thought_settings
 from cocot.thinking import Edit
 
 _MOST_NEW_TOKENS = 256
@@ -190,7 +190,7 @@ def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
 
 def _room(prompts: list[list[int]], asked: int | None, model: Any) -> int:
     """How many tokens an answer may take: as many as asked for, by default what the context has room for."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_length(model)
     longest = max(map(len, prompts), default=0)
     room = _MOST_NEW_TOKENS if limit is None else min(_MOST_NEW_TOKENS, limit - longest)
     wanted = max(1, room) if asked is None else asked

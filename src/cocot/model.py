@@ -235,6 +235,13 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     return ThoughtSettings(**saved)
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model can read, by whichever name its config has for it; None for no limit."""
+    config: Any = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if limit is not None), None)
+
+
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return cast(int, tokenizer.convert_tokens_to_ids(token))
 

@@ -38,7 +38,7 @@ from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, encode_question
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
-from cocot.model import add_missing, add_tokens, give_thoughts
+from cocot.model import add_missing, add_tokens, context_length, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
@@ -168,7 +168,7 @@ def _train_stages(
 def _check_lengths(config: RunConfig, last: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data) -> None:
     """Find out now, not hours into the run, whether the most thoughts and the validation questions fit the context."""
     _stage_data(config, last, model, encoder, data)
-    limit = _context(model)
+    limit = context_length(model)
     count, room = num_thoughts(config, last.stage), config.train.eval_max_new_tokens
     prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in data.valid)
     longest = max(map(len, prompts))
@@ -183,11 +183,7 @@ def _stage_data(
     config: RunConfig, planned: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data
 ) -> StageData:
     seed = f"{config.seed}/{planned.stage.name}"
-    return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), _context(model))
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
+    return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), context_length(model))
 
 
 def _once(act: Callable[[], Any]) -> None:
