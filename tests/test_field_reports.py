@@ -4,11 +4,12 @@ import json
 import logging
 import shutil
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import LATENT_ID, MODELS, PROBLEMS, TOKENIZER, make_thinker
-from runs_support import tiny_config, weights
+from runs_support import TINY_INIT, tiny_config, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.utils.generic import find_labels
@@ -18,7 +19,9 @@ from cocot.checksums import seal
 from cocot.config import LoraSettings
 from cocot.custom_generate import generate
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
+from cocot.evaluation import read_records
 from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
+from cocot.tasks.files import write_problems
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
 from cocot.training import train
@@ -383,3 +386,27 @@ def test_a_gguf_file_that_claims_to_be_endless_is_one_line(tmp_path, content):
     with pytest.raises(ModelError) as caught:
         cocot.load(tmp_path / "model.gguf")
     assert "\n" not in str(caught.value)
+
+
+# Data
+
+
+def test_validation_problems_that_are_trained_on_are_counted(tmp_path, caplog):
+    """A file for validation that shares questions with the training file is reported with their number, once a call."""
+    write_problems(tmp_path / "train.jsonl", PROBLEMS[:16])
+    write_problems(tmp_path / "valid.jsonl", PROBLEMS[13:20])
+    files = {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl"), "fresh": False}
+    init = replace(TINY_INIT, settings={"n_positions": 128})
+    config = tiny_config(data=files, init=init, curriculum={"method": "no_cot", "max_stage": 0, "final_epochs": 0})
+    with caplog.at_level(logging.WARNING, "cocot"):
+        train(config, tmp_path / "run")
+    (message,) = own_messages(caplog)
+    assert "3 of the 7 problems for validation are in the training file" in message
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "3", '{"question": 1}'])
+def test_damaged_records_are_one_line(tmp_path, content):
+    """A file of answers that holds anything else is named, whatever it holds."""
+    (tmp_path / "eval.jsonl").write_text(content)
+    with pytest.raises(RunError, match="does not hold records"):
+        read_records(tmp_path / "eval.jsonl")

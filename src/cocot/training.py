@@ -12,6 +12,7 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -45,8 +46,9 @@ from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, 
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
 from cocot.tasks.files import read_problems
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Problem, num_seen
 
+_LOG = logging.getLogger("cocot")
 _ENOUGH = 2000
 """Generated problems that surely hold every word of their generator."""
 
@@ -99,6 +101,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     def open_folder() -> None:
         run.open(config)
         run.describe(config, fingerprint([*first, *data.valid]))
+        _warn_of_seen(config, first, data.valid)
         if shares_with is not None:
             other = read_recipe(str(RunFolder(shares_with).config))
             run.adopt(RunFolder(shares_with), num_shared_stages(config, other))
@@ -114,6 +117,19 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     finally:
         run.close()
     return run
+
+
+def _warn_of_seen(config: RunConfig, train: Sequence[Problem], valid: Sequence[Problem]) -> None:
+    """Say that validation asks what training shows: its accuracy is then that of a memory."""
+    count = num_seen(valid, train) if config.data.train else 0
+    if count:
+        _LOG.warning(
+            "warning: %d of the %d problems for validation are in the training file %s, too; accuracy says little "
+            "about new problems. Remove them from one of the two.",
+            count,
+            len(valid),
+            config.data.train,
+        )
 
 
 @contextmanager
