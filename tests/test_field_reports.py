@@ -21,7 +21,7 @@ from cocot.custom_generate import generate
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
 from cocot.evaluation import read_records
 from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
-from cocot.tasks.files import write_problems
+from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
 from cocot.training import train
@@ -402,6 +402,21 @@ def test_validation_problems_that_are_trained_on_are_counted(tmp_path, caplog):
         train(config, tmp_path / "run")
     (message,) = own_messages(caplog)
     assert "3 of the 7 problems for validation are in the training file" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"question": "a", "answer": "1", "answer": "2"}',
+        '[{"question": "a", "steps": [], "answer": "1", "question": "b"}]',
+        '{"question": "a", "answer": "1", "graph": {"root": 0, "root": 1}}',
+    ],
+)
+def test_a_field_that_is_given_twice_is_refused(tmp_path, text):
+    """No value is dropped because its field stands in an object twice, in a line, a list or a graph."""
+    (tmp_path / "problems.json").write_text(text)
+    with pytest.raises(DataError, match="is given more than once"):
+        read_problems(tmp_path / "problems.json")
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]", "null", "3", '{"question": 1}'])
