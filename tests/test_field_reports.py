@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from cocot.config import LoraSettings
 from cocot.custom_generate import generate
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
 from cocot.evaluation import read_records
+from cocot.export import export
 from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
@@ -425,3 +427,59 @@ def test_damaged_records_are_one_line(tmp_path, content):
     (tmp_path / "eval.jsonl").write_text(content)
     with pytest.raises(RunError, match="does not hold records"):
         read_records(tmp_path / "eval.jsonl")
+
+
+# What was right already
+
+
+def padded_rows():
+    """Two rows, the shorter one padded on the left by more columns than it holds."""
+    ids = torch.tensor([[9, 10, LATENT_ID, 11, LATENT_ID, 12, 13, 14], [0, 0, 0, 0, 0, 15, LATENT_ID, 16]])
+    return ids, torch.tensor([[1] * 8, [0] * 5 + [1] * 3])
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.uint8, torch.int32])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mask_of_any_type_is_the_same_mask(name, kind):
+    """Logits do not depend on whether a mask holds truth values, whole numbers or fractions."""
+    ids, mask = padded_rows()
+    for attention in ("sdpa", "eager"):
+        model = make_thinker(name, attn_implementation=attention)
+        with torch.no_grad():
+            expected, found = (model(input_ids=ids, attention_mask=one).logits for one in (mask, mask.to(kind)))
+        assert torch.equal(found[mask.bool()], expected[mask.bool()])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_padded_row_holds_numbers_in_half_precision(name, kind):
+    """Columns of padding that see nothing do not turn the tokens of their row into nan."""
+    ids, mask = padded_rows()
+    for attention in ("sdpa", "eager"):
+        model = make_thinker(name, attn_implementation=attention, dtype=kind)
+        with torch.no_grad():
+            assert model(input_ids=ids, attention_mask=mask).logits[mask.bool()].isfinite().all()
+
+
+def test_answers_from_several_threads_are_those_of_one():
+    """Threads that ask one model at a time share no state: no answer depends on what the others ask."""
+    model, questions = make_thinker("llama"), [problem.question for problem in PROBLEMS[:8]]
+
+    def ask(question):
+        return cocot.answer(model, TOKENIZER, [question], num_thoughts=2, max_new_tokens=4)[0].output
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, questions)) == [ask(question) for question in questions]
+
+
+def test_a_template_of_a_model_folder_is_never_run(tmp_path):
+    """Neither the chat template of a folder nor a name in braces is run as a program when a model card is written."""
+    model = make_thinker("llama")
+    model.config.thoughts["num_thoughts"] = 2
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    export(tmp_path / "model", tmp_path / "{{ 6 * 7 }}")
+    card = (tmp_path / "{{ 6 * 7 }}" / "README.md").read_text()
+    assert "# {{ 6 * 7 }}" in card
+    assert "1 / 0" not in (tmp_path / "{{ 6 * 7 }}" / "chat_template.jinja").read_text()
