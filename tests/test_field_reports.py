@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import LATENT_ID, MODELS, PROBLEMS, TOKENIZER, make_thinker
+from conftest import LATENT_ID, MODELS, PROBLEMS, TOKENIZER, make_model, make_thinker
 from runs_support import TINY_INIT, tiny_config, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
@@ -23,6 +23,8 @@ from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunErro
 from cocot.evaluation import read_records
 from cocot.export import export
 from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
+from cocot.scratch import build_tokenizer
+from cocot.tasks import get as get_task
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
@@ -134,6 +136,42 @@ def test_a_trained_head_is_not_replaced_by_the_embeddings(tmp_path):
     head = torch.randn(len(TOKENIZER), 32)
     change_weights(tmp_path, lambda weights: weights.update({"lm_head.weight": head}))
     assert torch.equal(cocot.load(tmp_path)[0].get_output_embeddings().weight, head)
+
+
+_THOUGHTS = {"latent_id": LATENT_ID, "filler": "<|latent|>", "num_thoughts": 2, "start_marker": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "x",
+        3,
+        {"num_thoughts": 2},
+        {**_THOUGHTS, "of_a_newer_version": 1},
+        *({**_THOUGHTS, "latent_id": value} for value in (None, "a", -1, True, LATENT_ID + 1, 10**9)),
+        *({**_THOUGHTS, "filler": value} for value in ("", "<|thought|>", 3, ["<|latent|>"])),
+        *({**_THOUGHTS, "num_thoughts": value} for value in (-1, 1.5, "2", True, [2])),
+        *({**_THOUGHTS, "start_marker": value} for value in (None, 1, "no")),
+    ],
+)
+def test_thought_settings_that_cannot_be_used_are_refused(folder, settings):
+    """A config whose `thoughts` are damaged or another version's gives one line: no answer lacks its thoughts."""
+    change_json(folder / "config.json", thoughts=settings)
+    message = complaint(folder)
+    assert message
+    assert "\n" not in message
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    """Tokens that the model has no embedding for are refused by number, but for those that cocot adds itself."""
+    other = build_tokenizer(get_task("prosqa").generate(50, seed=0))
+    make_model("llama").save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"{len(other) - len(TOKENIZER)} tokens without an embedding"):
+        cocot.load(tmp_path)
+    model = make_model("llama")
+    model.resize_token_embeddings(len(other), mean_resizing=False)
+    cocot.give_thoughts(model, other)
 
 
 _FILES = (

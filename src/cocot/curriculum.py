@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Literal, Protocol
 
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Problem, is_whole
 
 LATENT = "<|latent|>"
 START = "<|start-latent|>"
@@ -186,6 +186,14 @@ class ThoughtSettings:
     filler: str | None = LATENT
     num_thoughts: int | None = None
     start_marker: bool = True
+
+    def __post_init__(self) -> None:
+        counts = [self.latent_id, *([] if self.num_thoughts is None else [self.num_thoughts])]
+        are_counts = all(is_whole(count) and count >= 0 for count in counts)
+        if not are_counts or self.filler not in (None, LATENT, PAUSE) or not isinstance(self.start_marker, bool):
+            raise ModelError(
+                f"these thought settings of a model cannot be used: {asdict(self)}; restore its config.json."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""

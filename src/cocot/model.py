@@ -27,7 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cocot.batching import label_positions
-from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
+from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
 from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
 from cocot.thinking import CACHE, Edit, think
@@ -172,8 +172,8 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         The same model object.
 
     Raises:
-        ModelError: the model has no separate decoder, its head does more than one matrix product, or it has thought
-            settings and the tokenizer is not its own.
+        ModelError: the model has no separate decoder, its head does more than one matrix product, its thought settings
+            cannot be used, or the tokenizer is not its own.
     """
     saved = getattr(model.config, "thoughts", None)
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
@@ -187,6 +187,11 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
         model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
+    elif thought_settings(model).latent_id != _token_id(tokenizer, LATENT):
+        raise ModelError(
+            f"the model thinks at token {saved['latent_id']}, but {LATENT} is token {_token_id(tokenizer, LATENT)} of "
+            "its tokenizer; take the tokenizer that was saved with it."
+        )
     _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
         model.__class__ = _thinking_class(type(model))
@@ -200,6 +205,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     """
     missing = add_missing(tokenizer, tokens)
     num_rows = cast(Any, model).get_input_embeddings().num_embeddings
+    _check_rows(tokenizer, num_rows)
     if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # A tokenizer that served another model may know a token that this model has no row for yet.
@@ -210,6 +216,17 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         for token_id in new_ids:
             for table in tables:
                 table.weight[token_id] = table.weight[tokenizer.encode("<<", add_special_tokens=False)[0]]
+
+
+def _check_rows(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+    """Refuse a tokenizer with tokens, besides cocot's own, that the model would read as random embeddings."""
+    known = (*SPECIAL_TOKENS, PAUSE)
+    foreign = [token for token, index in tokenizer.get_vocab().items() if index >= num_rows and token not in known]
+    if foreign:
+        raise ModelError(
+            f"the tokenizer has {len(foreign)} tokens without an embedding in the model, {min(foreign)!r} among them; "
+            "take the model's own. If you added them yourself, call model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
@@ -227,12 +244,17 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     """The thought settings that a model carries in its config.
 
     Raises:
-        ModelError: the model has none; `give_thoughts` was never called on it.
+        ModelError: the model has none, since `give_thoughts` was never called on it, or they cannot be used.
     """
     saved = getattr(model.config, "thoughts", None)
     if not saved:
         raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
-    return ThoughtSettings(**saved)
+    try:
+        return ThoughtSettings(**saved)
+    except TypeError as error:  # not an object, or of other fields
+        raise ModelError(
+            f"`thoughts` in config.json is not what this version of cocot writes ({error}); use the one that wrote it."
+        ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:
