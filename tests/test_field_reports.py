@@ -467,6 +467,19 @@ def test_damaged_records_are_one_line(tmp_path, content):
         read_records(tmp_path / "eval.jsonl")
 
 
+# Embeddings beside token ids
+
+
+@pytest.mark.parametrize("has_thoughts", [True, False])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_token_ids_and_embeddings_together_are_refused(has_thoughts, is_training):
+    """Of two inputs none is left out without a word, with thoughts and without, in training and after it."""
+    ids = torch.tensor([[9, 10, LATENT_ID if has_thoughts else 11, 12]])
+    model = make_thinker("llama").train(is_training)
+    with pytest.raises((ModelError, ValueError)):
+        model(input_ids=ids, inputs_embeds=torch.zeros(1, 4, 32), labels=ids)
+
+
 # What was right already
 
 

@@ -120,6 +120,8 @@ class Thoughts:
                 **passed,
                 **kwargs,
             )
+        if inputs_embeds is not None:
+            raise ModelError("the model got input_ids and inputs_embeds, and reads one of them; leave one out.")
         assert input_ids is not None
         assert is_latent is not None
         kwargs.pop("return_dict", None)
