@@ -126,7 +126,7 @@ def test_a_batch_says_where_its_thoughts_and_labels_are():
     early = Example([50, 80, LATENT_ID, 60], [50, IGNORED, IGNORED, 60], 3, 1)
     batch = collate([late, early, Example([90, 90], [IGNORED, IGNORED], 1, 0)], PAD, LATENT_ID)
     assert batch["latent_columns"] == [1, 2]
-    assert batch["labelled"].tolist() == [3, 5 + 2]  # the token before the label, rows of five columns
+    assert batch["loss_positions"].tolist() == [3, 5 + 2]  # the token before the label, rows of five columns
 
 
 # Padding

@@ -165,7 +165,7 @@ def test_any_batch_keeps_its_rows(examples: list[Example]) -> None:
         assert int(seen[:column].sum()) == example.prompt_length
         assert bool((batch["labels"][index][~seen] == IGNORED).all())
     assert batch["latent_columns"] == (batch["input_ids"] == 7).any(0).nonzero().flatten().tolist()
-    assert torch.equal(batch["labelled"], batch["labelled"].unique())
+    assert torch.equal(batch["loss_positions"], batch["loss_positions"].unique())
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:

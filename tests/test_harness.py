@@ -115,3 +115,9 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     scores = ours(model, NUM_THOUGHTS)
     best = [max(range(3), key=lambda choice: scores[3 * row + choice]) for row in range(len(QUESTIONS))]
     assert json.loads(results.read_text())["results"]["mine"]["acc,none"] == best.count(1) / len(QUESTIONS)
+
+
+def test_a_chat_template_is_refused() -> None:
+    """An exported model's template writes the thoughts that this class adds: together they would be twice as many."""
+    with pytest.raises(ConfigError, match="leave --apply_chat_template out"):
+        CocotLM(trained_thinker("llama"), TOKENIZER).apply_chat_template([{"role": "user", "content": QUESTIONS[0]}])

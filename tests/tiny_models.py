@@ -57,7 +57,14 @@ SIZES = {name: size for size, names in _ALL.items() for name in names.split()}
 _CHANCE = ("drop", "jitter", "pdrop")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
 
-DOTS3 = {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+DOTS3 = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 QWEN4 = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
@@ -71,7 +78,13 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_d_head": 16, "mamba_n_heads": 4, "layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 8},
     "dory": {"num_hidden_layers": 6, "layer_types": None},
-    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_shared_experts": 1, "moe_intermediate_size": 16},
+    "dots1": {
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 16,
+    },
     "dots3_note": {"text_config": DOTS3},
     "dots3_note_text": DOTS3,
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -82,8 +95,12 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [8, 8],
-        "axial_pos_embds_dim": [16, 16]},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
+    },
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -102,8 +119,13 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "xlstm": {"num_heads": 2},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "attention_head_dim": 16,
-        "attention_hidden_size": 64, "n_mamba_heads": 2},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "n_mamba_heads": 2,
+    },
     "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_headdim": 8, "n_mamba_heads": 8},
 }
 """What only one family has."""
@@ -126,7 +148,9 @@ def tiny_model(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float3
             if weight.dim() > 1 and weight.std() < _LARGE:
                 weight.normal_(std=_LARGE)
             else:
-                weight.add_(torch.randn_like(weight), alpha=_LARGE)  # scales that begin as zeros would hide their inputs
+                weight.add_(
+                    torch.randn_like(weight), alpha=_LARGE
+                )  # scales that begin as zeros would hide their inputs
     return model.eval()
 
 

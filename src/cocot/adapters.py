@@ -50,7 +50,8 @@ def with_adapter(
         embeddings and the head.
 
     Raises:
-        ConfigError: peft is not installed, or cannot put an adapter on the modules that are named.
+        ConfigError: peft is not installed, cannot put an adapter on the modules that are named, or changes what the
+            model computes before anything is trained.
         ModelError: the saved adapter is of another shape.
         RunError: files of the checkpoint are not what was written there.
     """
@@ -69,10 +70,17 @@ def with_adapter(
             except (RuntimeError, ValueError) as error:
                 raise ModelError(f"cannot read the adapter in {saved}: {str(error).splitlines()[0]}") from error
         set_seed(seed)
+        before = _sample_logits(model)
         try:
-            return _bare(peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings))))
+            adapted = _bare(peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings))))
         except ValueError as error:
             raise ConfigError(f"model.lora does not fit this model: {str(error).splitlines()[0]}") from error
+        if not torch.allclose(_sample_logits(adapted), before, rtol=1e-3, atol=1e-3):
+            raise ConfigError(
+                f"model.lora does not fit this model: a new adapter already changes what {type(model).__name__} "
+                "computes (peft leaves out the bias of the head); train all weights, without model.lora."
+            )
+        return adapted
 
 
 def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -94,6 +102,17 @@ def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
     config: Any = BitsAndBytesConfig  # has no annotations
     quantization = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
     return {"quantization_config": quantization}
+
+
+def _sample_logits(model: Any) -> torch.Tensor:
+    """What the model computes for its first tokens: a new adapter must not change it."""
+    ids = torch.arange(3, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids).logits.float()
+    model.train(was_training)
+    return logits
 
 
 def _bare(model: Any) -> Any:

@@ -48,7 +48,7 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
     Returns:
         `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns), int64;
         `latent_columns`, the columns that hold a thought in any row, as numbers, with others for `num_splits`; and
-        `labelled`, as `label_positions` gives it.
+        `loss_positions`, as `label_positions` gives it.
     """
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
@@ -71,7 +71,7 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
         "attention_mask": attention_mask,
         "labels": labels,
         "latent_columns": columns,
-        "labelled": label_positions(labels),
+        "loss_positions": label_positions(labels),
     }
 
 

@@ -38,7 +38,7 @@ def damage(folder: Path) -> list[str]:
         return []
     try:
         sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         sums = None
     if not isinstance(sums, dict) or not sums:
         return [SEAL]

@@ -22,7 +22,8 @@ from itertools import chain
 from random import Random
 from typing import Any, Literal, Protocol
 
-from cocot.errors import ConfigError
+from cocot.errors import ConfigError, ModelError
+from cocot.tasks.problem import is_whole
 
 LATENT = "<|latent|>"
 START = "<|start-latent|>"
@@ -180,6 +181,7 @@ class ThoughtSettings:
         num_thoughts: How many of them it was trained to need before the answer; None for a model not trained here.
         start_marker: Whether `<|start-latent|>` stands before them.
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
+        recomputes: Of an exported model: whether every thought reads all columns anew (see `self_test.py`).
     """
 
     latent_id: int
@@ -187,6 +189,15 @@ class ThoughtSettings:
     num_thoughts: int | None = None
     start_marker: bool = True
     task: str | None = None
+    recomputes: bool = False
+
+    def __post_init__(self) -> None:
+        counts = [self.latent_id, *([] if self.num_thoughts is None else [self.num_thoughts])]
+        are_counts = all(is_whole(count) and count >= 0 for count in counts)
+        if not are_counts or self.filler not in (None, LATENT, PAUSE) or not isinstance(self.start_marker, bool):
+            raise ModelError(
+                f"these thought settings of a model cannot be used: {asdict(self)}; restore its config.json."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""

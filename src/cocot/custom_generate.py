@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cocot.thinking import CACHE, latent_columns, think
+from cocot.thinking import CACHE, decoder_of, latent_columns, takes_positions, think
 
 _REFUSED = (
     "cache",
@@ -46,7 +46,8 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
         What the model's own `generate` returns: prompts with placeholders, then what was written.
 
     Raises:
-        ValueError: a thought has no token before it, padding is not marked, or an argument does not go with thoughts.
+        ValueError: a thought has no token before it, padding is not marked or on the right, or an argument does not go
+            with thoughts.
     """
     original = type(model).generate
     input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
@@ -60,20 +61,23 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     if refused := [name for name in _REFUSED if setting(name) is not None]:
         raise ValueError(f"generation with thoughts does not go with {', '.join(refused)}; leave it out.")
     mask = _mask(input_ids, kwargs.pop("attention_mask", None), model)
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError("a prompt ends in padding; pad on the left: tokenizer.padding_side = 'left'.")
     is_first = is_latent & (mask.cumsum(dim=1) == 1)
     if bool((is_first | is_latent & (mask == 0)).any()):
         raise ValueError("a thought is the hidden state of the token before it; put one before the first <|latent|>.")
     embeddings = model.get_input_embeddings()(input_ids)
-    cache = DynamicCache(config=model.config)
+    cache, decoder = DynamicCache(config=model.config), decoder_of(model)
     hidden = think(
-        model.get_decoder(),
+        decoder,
         embeddings[:, :-1],
         is_latent[:, :-1],
         cache=cache,
         columns=latent_columns(is_latent[:, :-1]),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1],
-    )
+        attention_mask=mask[:, :-1],
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1] if takes_positions(decoder) else None,
+        recomputes=model.config.thoughts.get("recomputes", False),
+    ).last_hidden_state
     # The last column is left to the original, which wants one to begin with; it may be a thought itself.
     last = torch.where(is_latent[:, -1:, None], hidden[:, -1:], embeddings[:, -1:])
     embeddings = torch.cat([embeddings[:, :-1], last], dim=1)

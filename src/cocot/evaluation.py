@@ -210,7 +210,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         with path.open(encoding="utf-8") as lines:
             return [Record(**json.loads(line)) for line in lines]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} does not hold records as this version writes them ({error}); remove it, and the same command "
             "asks the questions again."

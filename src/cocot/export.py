@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import Environment
@@ -56,6 +57,7 @@ def export(source: str | Path, folder: Path) -> None:
     settings = thought_settings(model)
     if settings.num_thoughts is None:
         raise ModelError(f"{source} was not trained to think, so there is nothing to export; train it first.")
+    model.config.thoughts = replace(settings, recomputes=cast(Any, model).passes.inference == "recomputed").to_json()
     tokenizer.chat_template = chat_template(settings, tokenizer)
     old: Any = model.generation_config
     make: Any = GenerationConfig  # its constructor has no annotations

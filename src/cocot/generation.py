@@ -25,7 +25,7 @@ from cocot.curriculum import ThoughtSettings
 from cocot.decoding import as_folder_says, decoding, greedy, warn_of_folder
 from cocot.encoding import answer_in, answer_mark, decode, encode_question
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.model import thought_settings
+from cocot.model import context_length, thought_settings
 from cocot.thinking import Edit
 
 MOST_NEW_TOKENS = 256
@@ -203,7 +203,7 @@ def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
 
 def _room(prompts: list[list[int]], asked: int | None, model: Any, most: int = MOST_NEW_TOKENS) -> int:
     """How many tokens an answer may take: as many as asked for, by default what the context has room for."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_length(model)
     longest = max(map(len, prompts), default=0)
     room = most if limit is None else min(most, limit - longest)
     wanted = max(1, room) if asked is None else asked

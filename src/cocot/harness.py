@@ -55,6 +55,14 @@ class CocotLM(HFLM):  # type: ignore[misc]
             raise ConfigError("this model was not trained to think; say num_thoughts=k, 0 for words alone.")
         self._num_thoughts = count
 
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        """Refused: the template of an exported model writes the thoughts, and they are added here, too.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("cocot lays out a question with its thoughts by itself; leave --apply_chat_template out.")
+
     def _prompt(self, context: str) -> list[int]:
         return encode_question(context, self._num_thoughts, self._settings, self.tokenizer)
 

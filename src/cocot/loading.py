@@ -10,17 +10,17 @@ Read next: `model.py`, `checksums.py`.
 
 from __future__ import annotations
 
-import struct
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,11 +31,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from cocot.checksums import check
-from cocot.errors import ModelError
+from cocot.errors import CocotError, ModelError
 from cocot.model import give_thoughts
 
+_LOG = logging.getLogger("cocot")
 _PACKAGE = "package:"
 _PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
@@ -83,12 +85,16 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         The model, in `eval()` mode, and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, the folder holds none, or its weights are incomplete or not safetensors.
+        ModelError: there is no such model, the folder holds none, its weights are incomplete, not finite or not
+            safetensors, or one of its files names files or code outside of the folder.
         RunError: files of the folder are not what was written there.
     """
     place, file = _place(path_or_hub_id)
     check(Path(place))
     with _explained(place) as source:
+        _check_shards(Path(source) / SAFE_WEIGHTS_INDEX_NAME)
+        if not file:
+            _check_implementations(PreTrainedConfig.get_config_dict(source)[0])
         settings = {"dtype": torch.float32, **kwargs, **file, "use_safetensors": True, "output_loading_info": True}
         if file and kwargs.get("quantization_config"):
             raise ValueError("a GGUF file is quantized in its own way; load it, and save it as a folder, first.")
@@ -98,6 +104,8 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         model, loading = loaded
         if loading["missing_keys"]:  # Hugging Face fills these in at random
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
+        _check_finite(model)
+        _warn_of_unread(source, loading["unexpected_keys"])
         tokenizer = load_tokenizer(path_or_hub_id)
         return give_thoughts(model, tokenizer), tokenizer
 
@@ -144,12 +152,51 @@ def _in_package(package: str, file: str = "") -> Path:
     return Path(spec.origin).parent / file
 
 
+def _check_shards(index: Path) -> None:
+    """Refuse an index of weights that names files outside of its folder: transformers would read them."""
+    if not index.is_file():
+        return
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    paths = {name: PureWindowsPath(name) for name in names}  # which knows both kinds of slashes
+    if outside := sorted(name for name, path in paths.items() if path.anchor or ".." in path.parts):
+        raise ValueError(f"{index.name} names {outside[0]!r}, which lies outside of the folder.")
+
+
+def _check_implementations(config: Any) -> None:
+    """Refuse a config that names attention or expert code on the Hub: transformers would download and run it."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if "_implementation" in name and "/" in str(value):
+            raise ValueError(f"its config.json asks for code from elsewhere, {name} {value!r}; remove that entry.")
+        _check_implementations(value)
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    """Refuse weights that are not numbers: every answer would be wrong, and nothing else would say so."""
+    for name, weight in model.named_parameters():
+        is_readable = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
+        if is_readable and not bool(weight.isfinite().all()):
+            raise ValueError(f"its weight {name} holds values that are not finite numbers; the file is damaged.")
+
+
+def _warn_of_unread(source: str, names: list[str]) -> None:
+    """Say that weights of the file have no place in the model: its config may be that of another model."""
+    if names:
+        _LOG.warning(
+            "warning: %d weights in %s have no place in the model that its config.json describes and are unused: %s.",
+            len(names),
+            source,
+            min(names) + (", ..." if len(names) > 1 else ""),
+        )
+
+
 @contextmanager
 def _explained(source: str) -> Iterator[str]:
     """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
     try:
         yield source
-    except (OSError, RuntimeError, ValueError, LookupError, OverflowError, struct.error, SafetensorError) as error:
+    except CocotError:
+        raise
+    except Exception as error:  # of any kind: a file may hold anything in the place of what belongs there
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "

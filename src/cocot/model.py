@@ -28,12 +28,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cocot.batching import label_positions
-from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
+from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ModelError
 from cocot.own_head import run_head
 from cocot.passes import MODEL_TYPES, TrainingPasses
-from cocot.self_test import Passes, find_passes, takes_positions
-from cocot.thinking import CACHE, Edit, decoder_of, think
+from cocot.self_test import Passes, find_passes
+from cocot.thinking import CACHE, Edit, decoder_of, takes_positions, think
 from cocot.thinking import latent_columns as find_columns
 
 _HOOKED = "_old_forward"
@@ -67,7 +67,7 @@ class Thoughts:
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         latent_columns: Sequence[int] | None = None,
-        labelled: Tensor | None = None,
+        loss_positions: Tensor | None = None,
         edit_thought: Edit | None = None,
         cache: Any = None,
         **kwargs: Any,
@@ -86,9 +86,10 @@ class Thoughts:
             labels: Token ids, -100 where there is no loss, (batch, columns); shifted inside.
             use_cache: Whether to return the cache.
             logits_to_keep: As in Hugging Face: how many last positions (0: all), or which, get logits.
-            latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and `labelled`,
-                nothing in a step waits for the device.
-            labelled: As `collate` gives it: `label_positions(labels)`.
+            latent_columns: As `collate` gives it: the columns that hold a thought in any row. With it and
+                `loss_positions`, nothing in a step waits for the device.
+            loss_positions: As `collate` gives it: `label_positions(labels)`. (A second name with "label" in it would
+                make a `Trainer` wait for it before it computes `eval_loss`.)
             edit_thought: What becomes of a thought before it is fed back; see `thinking.Edit`.
             cache: The same as `past_key_values`, as newer transformers call it.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
@@ -110,55 +111,71 @@ class Thoughts:
         gathers = model.training and labels is not None and input_ids is not None
         if position_ids is None and input_ids is not None and _may_have_padding(attention_mask, is_checked):
             position_ids = _positions(attention_mask, input_ids.shape[1])
-        if not takes_positions(type(decoder_of(model))):
-            position_ids = None
+        positions: dict[str, Any] = {"position_ids": position_ids} if takes_positions(decoder_of(model)) else {}
         if not latent_columns and not gathers:
-            asked = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "labels": labels, CACHE: given}
-            asked |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep if _is_given(logits_to_keep) else None}
+            asked = {**positions, "inputs_embeds": inputs_embeds, "labels": labels, "use_cache": use_cache}
+            asked |= {CACHE: given, "logits_to_keep": logits_to_keep if _is_given(logits_to_keep) else None}
             asked = {name: value for name, value in asked.items() if value is not None}
             return bare(self, input_ids=input_ids, attention_mask=attention_mask, **asked, **kwargs)
+        if inputs_embeds is not None:
+            raise ModelError("the model got input_ids and inputs_embeds, and reads one of them; leave one out.")
         assert input_ids is not None
         assert is_latent is not None
         _check_outputs(self.config, kwargs)
-        as_tuple = kwargs.pop("return_dict", None) is False
-        num_items = kwargs.pop("num_items_in_batch", None)
-        runs_backward = model.training and torch.is_grad_enabled()
-        way = model.passes.training if runs_backward else model.passes.inference
-        shares = way == "shared" and gathers and not use_cache and given is None
-        if latent_columns:
-            _check_cache(model, given, shares, way == "recomputed")
-            if not is_checked:
-                _check_orphans(is_latent, attention_mask)
-        cache = DynamicCache(config=self.config) if given is None and way == "cached" else given
-        if shares:
-            passes = TrainingPasses(model)
-            cache, kwargs["surround"] = passes.cache, passes.surround
-            attention_mask = passes.masks(attention_mask, input_ids.shape[1], input_ids.device)
+        if latent_columns and not is_checked:
+            _check_orphans(is_latent, attention_mask)
+        asked_dict = kwargs.pop("return_dict", None)
+        as_tuple = not (self.config.return_dict if asked_dict is None else asked_dict)
+        num_items = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
+        passes = _Passes(model, given, gathers and not use_cache, has_thoughts=bool(latent_columns))
         output = think(
             decoder_of(model),
             model.get_input_embeddings()(input_ids),
             is_latent,
-            cache=cache,
             columns=latent_columns,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            attention_mask=passes.masks(attention_mask, input_ids),
             edit_thought=edit_thought,
-            recomputes=way == "recomputed",
+            **positions,
+            **passes.settings,
             **kwargs,
         )
         if not use_cache and given is None:
             setattr(output, CACHE, None)
         if gathers:
             kept = {CACHE: getattr(output, CACHE)}
-            loss = _gathered_loss(model, bare, output, cast(Tensor, labels), labelled, num_items)
+            loss = _gathered_loss(model, bare, output, cast(Tensor, labels), loss_positions, num_items)
             result = CausalLMOutputWithPast(loss=loss, **kept)
         else:
-            loss_settings = {} if num_items is None else {"num_items_in_batch": num_items}
-            if labels is not None:
-                loss_settings["labels"] = labels
             output.last_hidden_state = output.last_hidden_state[:, _kept(logits_to_keep)]
-            result = run_head(model, bare, output, **loss_settings)
+            result = run_head(model, bare, output, **({} if labels is None else {"labels": labels, **num_items}))
         return result.to_tuple() if as_tuple else result
+
+
+class _Passes:
+    """How the passes of one call run: which of the ways that the self-test found, with which cache.
+
+    Attributes:
+        settings: For `think`.
+    """
+
+    def __init__(self, model: Any, given: Any, may_share: bool, has_thoughts: bool) -> None:
+        way = model.passes.training if model.training and torch.is_grad_enabled() else model.passes.inference
+        self._shared = TrainingPasses(model) if way == "shared" and may_share and given is None else None
+        recomputes = way == "recomputed"
+        if has_thoughts:
+            _check_cache(model, given, self._shared is not None, recomputes)
+        if self._shared:
+            self.settings: dict[str, Any] = {"cache": self._shared.cache, "surround": self._shared.surround}
+        else:
+            needs_cache = given is None and not recomputes
+            cache = DynamicCache(config=model.config) if needs_cache else given
+            self.settings = {"cache": cache, "recomputes": recomputes}
+
+    def masks(self, attention_mask: Any, input_ids: Tensor) -> Any:
+        """The masks as these passes take them."""
+        if self._shared is None:
+            return attention_mask
+        return self._shared.masks(attention_mask, input_ids.shape[1], input_ids.device)
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -176,7 +193,7 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
     Raises:
         ModelError: the self-test found that the class computes something else than the definition, its `forward` was
-            replaced on the object, or it has thought settings and the tokenizer is not its own.
+            replaced on the object, its thought settings cannot be used, or the tokenizer is not its own.
     """
     saved = getattr(model.config, "thoughts", None)
     missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
@@ -191,6 +208,11 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
         model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
+    elif thought_settings(model).latent_id != _token_id(tokenizer, LATENT):
+        raise ModelError(
+            f"the model thinks at token {saved['latent_id']}, but {LATENT} is token {_token_id(tokenizer, LATENT)} of "
+            "its tokenizer; take the tokenizer that was saved with it."
+        )
     _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
         model.__class__ = _thinking_class(type(model))
@@ -206,8 +228,8 @@ def _own_forward(model: Any) -> None:
     """
     if "forward" in vars(model) and _HOOKED not in vars(model):
         raise ModelError(
-            f"the forward of this {type(model).__name__} was replaced on the object, so thoughts would be read as words; "
-            "give it thoughts before anything wraps its forward."
+            f"the forward of this {type(model).__name__} was replaced on the object, so thoughts would be read as "
+            "words; give it thoughts before anything wraps its forward."
         )
 
 
@@ -218,6 +240,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     """
     missing = add_missing(tokenizer, tokens)
     num_rows = cast(Any, model).get_input_embeddings().num_embeddings
+    _check_rows(tokenizer, num_rows)
     if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # A tokenizer that served another model may know a token that this model has no row for yet.
@@ -228,6 +251,17 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         for token_id in new_ids:
             for table in tables:
                 table.weight[token_id] = table.weight[tokenizer.encode("<<", add_special_tokens=False)[0]]
+
+
+def _check_rows(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+    """Refuse a tokenizer with tokens, besides cocot's own, that the model would read as random embeddings."""
+    known = (*SPECIAL_TOKENS, PAUSE)
+    foreign = [token for token, index in tokenizer.get_vocab().items() if index >= num_rows and token not in known]
+    if foreign:
+        raise ModelError(
+            f"the tokenizer has {len(foreign)} tokens without an embedding in the model, {min(foreign)!r} among them; "
+            "take the model's own. If you added them yourself, call model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
@@ -245,12 +279,24 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     """The thought settings that a model carries in its config.
 
     Raises:
-        ModelError: the model has none; `give_thoughts` was never called on it.
+        ModelError: the model has none, since `give_thoughts` was never called on it, or they cannot be used.
     """
     saved = getattr(model.config, "thoughts", None)
     if not saved:
         raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
-    return ThoughtSettings(**saved)
+    try:
+        return ThoughtSettings(**saved)
+    except TypeError as error:  # not an object, or of other fields
+        raise ModelError(
+            f"`thoughts` in config.json is not what this version of cocot writes ({error}); use the one that wrote it."
+        ) from error
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model can read, by whichever name its config has for it; None for no limit."""
+    config: Any = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if limit is not None), None)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -360,13 +406,18 @@ def _kept(logits_to_keep: int | Tensor) -> Any:
 
 
 def _gathered_loss(
-    model: Any, bare: Callable[..., Any], output: Any, labels: Tensor, labelled: Tensor | None, num_items: Any
+    model: Any,
+    bare: Callable[..., Any],
+    output: Any,
+    labels: Tensor,
+    loss_positions: Tensor | None,
+    num_items: dict[str, Any],
 ) -> Tensor:
     """Hugging Face's loss with the head run on labelled positions only: frees batch x columns x vocabulary logits."""
-    labelled = label_positions(labels) if labelled is None else labelled
-    labelled = labelled.to(output.last_hidden_state.device)
-    targets = labels.to(labelled.device).flatten()[labelled + 1]
-    output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[labelled][None]
+    positions = label_positions(labels) if loss_positions is None else loss_positions
+    positions = positions.to(output.last_hidden_state.device)
+    targets = labels.to(positions.device).flatten()[positions + 1]
+    output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[positions][None]
     logits = run_head(model, bare, output).logits[0]
     return cast(
         Tensor,
@@ -375,6 +426,6 @@ def _gathered_loss(
             labels=None,
             shift_labels=targets.to(logits.device),
             vocab_size=logits.shape[-1],
-            num_items_in_batch=num_items,
+            **num_items,
         ),
     )

@@ -38,8 +38,10 @@ def run_head(model: Any, forward: Callable[..., Any], decoder_output: Any, **kwa
     given.__dict__.update(
         forward=lambda *args, **kwargs: decoder_output, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict()
     )
-    # Only its shape is read: the decoder's work is done.
-    return forward(_with(model, path, given), inputs_embeds=decoder_output.last_hidden_state, **kwargs)
+    # Of the embeddings only the shape is read: the decoder's work is done.
+    return forward(
+        _with(model, path, given), inputs_embeds=decoder_output.last_hidden_state, return_dict=True, **kwargs
+    )
 
 
 def _with(module: nn.Module, path: str, part: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -124,7 +125,11 @@ class RunFolder:
     def finished_stages(self) -> list[dict[str, Any]]:
         """The stages that are done, in order: name, epochs, accuracy, checkpoint (relative to the folder)."""
         file = self.path / "state.json"
-        return list(json.loads(file.read_text())["finished_stages"]) if file.exists() else []
+        stages = list(json.loads(file.read_text())["finished_stages"]) if file.exists() else []
+        for stage in stages:
+            if not (self.path / stage["checkpoint"]).resolve().is_relative_to(self.path.resolve()):
+                raise RunError(f"{file} names the checkpoint {stage['checkpoint']!r}, which is not of this run.")
+        return stages
 
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Append a stage to those that are done."""
@@ -189,7 +194,12 @@ def own_copy(source: str) -> str:
 
 def complete_checkpoints(stage: Path) -> list[Path]:
     """The checkpoints of a stage that were written to the end, oldest first."""
-    return sorted((folder for folder in stage.glob("checkpoint-*") if is_sealed(folder)), key=step_of)
+    return sorted((folder for folder in _checkpoints(stage) if is_sealed(folder)), key=step_of)
+
+
+def _checkpoints(stage: Path) -> list[Path]:
+    """The folders that training wrote; a copy with another name, `checkpoint-400-good`, is the user's own."""
+    return [folder for folder in stage.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", folder.name)]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -217,7 +227,7 @@ def prune_checkpoints(newest: Path, keep: int) -> None:
     Later ones are damaged: the run did not go on from them.
     """
     kept = [folder for folder in complete_checkpoints(newest.parent) if step_of(folder) <= step_of(newest)][-keep:]
-    for folder in newest.parent.glob("checkpoint-*"):
+    for folder in _checkpoints(newest.parent):
         if folder not in kept:
             shutil.rmtree(folder)
 

@@ -8,7 +8,7 @@ A dozen passes over two rows of eight tokens, milliseconds on a small model, fin
 - the cache can be continued: by one token, as generation does, and in the middle of a sequence, as thoughts do;
 - gradients through continued caches are those of passes that read everything anew.
 
-In: a model. Out: the ways in which its passes may run (`Passes`), or a `ModelError` that names the class and the reason.
+In: a model. Out: the ways in which its passes may run (`Passes`), or a `ModelError` that names the class and why.
 Read next: `thinking.py` (the passes), `model.py` (who asks).
 """
 
@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -28,7 +26,7 @@ from transformers import DynamicCache, GenerationConfig
 from cocot.errors import ModelError
 from cocot.own_head import run_head
 from cocot.passes import TrainingPasses, can_share
-from cocot.thinking import decoder_of, think
+from cocot.thinking import decoder_of, takes_positions, think
 
 _LENGTH, _PADDING = 8, 3
 _SPLITS = (1, 2, 5, 6)
@@ -74,12 +72,6 @@ def find_passes(model: Any) -> Passes:
             ) from error
 
 
-@cache
-def takes_positions(kind: type) -> bool:
-    """Whether a decoder of this class can be told the positions of its columns."""
-    return "position_ids" in signature(kind.forward).parameters  # type: ignore[attr-defined]
-
-
 @contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
     was_training = model.training
@@ -110,15 +102,15 @@ class _SelfTest:
         self.mask = torch.ones(2, _LENGTH, dtype=torch.long, device=model.device)
         self.mask[1, :_PADDING] = 0
         self.positions = None
-        if takes_positions(type(self.decoder)):
+        if takes_positions(self.decoder):
             self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
 
     def run(self) -> Passes:
         with torch.no_grad():
-            whole = self.decoder(inputs_embeds=self.alone, use_cache=False)
+            whole = self.decoder(inputs_embeds=self.alone, use_cache=False, return_dict=True)
             self._expect(whole.last_hidden_state.isfinite().all(), "its hidden states are not numbers.")
             self._check_head(whole)
-            first = self.decoder(inputs_embeds=self.alone[:, :-2], use_cache=False).last_hidden_state
+            first = self.decoder(inputs_embeds=self.alone[:, :-2], use_cache=False, return_dict=True).last_hidden_state
             self._expect(
                 self._same(whole.last_hidden_state[:, :-2], first), "its positions see later ones (it is not causal)."
             )
@@ -133,7 +125,7 @@ class _SelfTest:
         return Passes(self._training(), "cached" if inference else "recomputed")
 
     def _check_head(self, whole: Any) -> None:
-        logits = self.model(input_ids=self.ids, use_cache=False).logits
+        logits = self.model(input_ids=self.ids, use_cache=False, return_dict=True).logits
         own = run_head(self.model, type(self.model).forward, whole).logits
         self._expect(
             logits.shape == own.shape and self._same(logits, own),
@@ -158,9 +150,7 @@ class _SelfTest:
         is_latent[:, list(_SPLITS)] = True
         is_latent &= self.mask.bool()
         settings = {"cache": self._new_cache(), "attention_mask": self.mask, **settings}
-        output = think(
-            self.decoder, embeddings, is_latent, columns=_SPLITS, position_ids=self.positions, **settings
-        )
+        output = think(self.decoder, embeddings, is_latent, columns=_SPLITS, position_ids=self.positions, **settings)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -193,9 +183,10 @@ class _SelfTest:
         read = written.sequences[:, :-1]
         mask = torch.cat([self.mask, self.mask.new_ones(2, 1)], dim=1)
         positions = {} if self.positions is None else {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
-        whole = self.model(input_ids=read, attention_mask=mask, use_cache=False, **positions).logits
+        whole = self.model(input_ids=read, attention_mask=mask, use_cache=False, return_dict=True, **positions).logits
         self._expect(
-            self._same(written.logits[1], whole[:, -1]), "a token that it reads from its cache gets other numbers than in one pass."
+            self._same(written.logits[1], whole[:, -1]),
+            "a token that it reads from its cache gets other numbers than in one pass.",
         )
 
     def _training(self) -> Literal["shared", "cached", "recomputed"]:
@@ -214,12 +205,12 @@ class _SelfTest:
         return self._think(embeddings, cache=passes.cache, surround=passes.surround, attention_mask=mask)
 
     def _gradient(self, hidden_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of a fixed function of the hidden states, with respect to the embeddings: of the weights it would be large."""
+        """Hidden states and, for a fixed function of them, its gradient with respect to the embeddings."""
         embeddings = self.both.detach().clone().requires_grad_()
         hidden = hidden_of(embeddings)[self.mask.bool()].double()
         weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype, device=hidden.device).cos()
         (gradient,) = torch.autograd.grad((hidden * weights.view_as(hidden)).sum(), embeddings)
-        return torch.cat([hidden.detach().flatten() / hidden.detach().abs().max(), gradient.flatten() / gradient.abs().max()])
+        return torch.cat([part.detach().flatten() / part.detach().abs().max() for part in (hidden, gradient)])
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

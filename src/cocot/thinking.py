@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache as cached
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -94,6 +96,7 @@ def think(
                 inputs_embeds=torch.cat(segments[: number + 1], dim=1) if recomputes else segments[number],
                 attention_mask=_columns(attention_mask, begin, end, num_columns, None if recomputes else cache),
                 use_cache=fills_cache,
+                return_dict=True,
                 **({} if position_ids is None else {"position_ids": position_ids[:, begin:end]}),
                 **({CACHE: cache} if fills_cache else {}),
                 **kwargs,
@@ -110,13 +113,25 @@ def decoder_of(model: Any) -> Any:
     return parts[0] if parts else model
 
 
+def takes_positions(decoder: nn.Module) -> bool:
+    """Whether a decoder can be told the positions of its columns."""
+    return _names_positions(type(decoder))  # type: ignore[arg-type]
+
+
+@cached
+def _names_positions(kind: Any) -> bool:
+    return "position_ids" in signature(kind.forward).parameters
+
+
 def latent_columns(is_latent: Tensor) -> list[int]:
     """The columns of (batch, columns) that are latent in any row, ascending: where a sequence is split."""
     columns: list[int] = is_latent.any(dim=0).nonzero().flatten().tolist()
     return columns
 
 
-def _columns(mask: Mask, start: int, end: int, num_columns: int, cache: Cache | None, slides: bool | None = None) -> Mask:
+def _columns(
+    mask: Mask, start: int, end: int, num_columns: int, cache: Cache | None, slides: bool | None = None
+) -> Mask:
     """The part of `mask` that a decoder needs for columns `start` to `end` of `num_columns`.
 
     A mask of two dimensions covers the past, too. Of one of four dimensions a pass gets its own columns of queries and

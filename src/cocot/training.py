@@ -11,6 +11,7 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -36,7 +37,7 @@ from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
 from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import ConfigError, DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
-from cocot.model import add_missing, add_tokens, give_thoughts
+from cocot.model import add_missing, add_tokens, context_length, give_thoughts
 from cocot.plan import (
     Batches,
     PlannedStage,
@@ -50,7 +51,9 @@ from cocot.run_problems import Data, prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
-from cocot.tasks.problem import Problem
+from cocot.tasks.problem import Problem, num_seen
+
+_LOG = logging.getLogger("cocot")
 
 
 def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None = None) -> RunFolder:
@@ -88,6 +91,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     def open_folder() -> None:
         run.open(config)
         run.describe(config, fingerprint([*first, *data.valid]))
+        _warn_of_seen(config, first, data.valid)
         if shares_with is not None:
             other = read_recipe(str(RunFolder(shares_with).config))
             run.adopt(RunFolder(shares_with), num_shared_stages(config, other))
@@ -103,6 +107,19 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     finally:
         run.close()
     return run
+
+
+def _warn_of_seen(config: RunConfig, train: Sequence[Problem], valid: Sequence[Problem]) -> None:
+    """Say that validation asks what training shows: its accuracy is then that of a memory."""
+    count = num_seen(valid, train) if config.data.train else 0
+    if count:
+        _LOG.warning(
+            "warning: %d of the %d problems for validation are in the training file %s, too; accuracy says little "
+            "about new problems. Remove them from one of the two.",
+            count,
+            len(valid),
+            config.data.train,
+        )
 
 
 @contextmanager
@@ -174,7 +191,7 @@ def _longest_answer(
     """
     count, asked = num_thoughts(config, planned.stage), config.train.eval_max_new_tokens
     prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in data.valid)
-    longest, limit = max(map(len, prompts)), _context(model)
+    longest, limit = max(map(len, prompts)), context_length(model)
     plain = Encoder(replace(config.curriculum, stage_mix=0.0), encoder.tokenizer)
     examples = (plain(tokenize(item, encoder.tokenizer), planned.stage, Random(0)) for item in data.valid)
     expected = max(len(example.input_ids) - example.prompt_length for example in examples)
@@ -195,11 +212,7 @@ def _stage_data(
     config: RunConfig, planned: PlannedStage, model: PreTrainedModel, encoder: Encoder, data: Data
 ) -> StageData:
     seed = f"{config.seed}/{planned.stage.name}"
-    return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), _context(model))
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
+    return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), context_length(model))
 
 
 def _once(act: Callable[[], Any]) -> None:

@@ -162,12 +162,21 @@ def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{first_line + error.lineno - 1}", error.msg
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         where, reason = f"{path}:{first_line}", str(error)
     raise DataError(f"{where}: malformed JSON: {reason}. {_FORMAT}")
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; Python's own reader keeps the last of several fields of one name and says nothing."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} is given more than once")
+    return found
 
 
 def _listed(items: Any) -> list[Any]:

@@ -35,7 +35,7 @@ from cocot.tasks.problem import Problem, is_whole, mean_statistics
 
 _MARK = re.compile(r"<<([^<>]*)>>")
 _SUM = re.compile(r"[-+*/=()0-9\s]+")
-_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+_THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9][,.])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -83,12 +83,20 @@ def _marks(text: str) -> tuple[str, ...]:
 
 
 def _problem(question: str, steps: tuple[str, ...], answer: str) -> Problem:
-    return Problem(question.strip(), steps, _COMMA.sub("", answer.strip()))
+    return Problem(question.strip(), steps, _without_thousands(answer.strip()))
+
+
+def _without_thousands(text: str) -> str:
+    """The text without the commas between thousands."""
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
 
 
 def _value(text: str) -> Decimal | None:
-    """The number that an answer gives, whatever its commas, currency and unit; None if there is not exactly one."""
-    plain = _COMMA.sub("", text.replace("\N{MINUS SIGN}", "-"))
+    """The number that an answer gives, whatever its currency and unit; None if there is not exactly one.
+
+    Commas belong to it only as separators of thousands: `1,000` is one number, `1,5` and `1,2,3` are several.
+    """
+    plain = _without_thousands(text.replace("\N{MINUS SIGN}", "-"))
     found = _NUMBER.findall(plain.replace("$", "").replace("€", "").replace("£", ""))
     return Decimal(found[0]) if len(found) == 1 else None
 

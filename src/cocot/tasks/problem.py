@@ -86,6 +86,12 @@ def mean_statistics(
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
+def num_seen(problems: Sequence[Problem], seen: Sequence[Problem]) -> int:
+    """How many of `problems` ask a question that one of `seen` asks, word for word; white space is free."""
+    questions = {tuple(problem.question.split()) for problem in seen}
+    return sum(tuple(problem.question.split()) in questions for problem in problems)
+
+
 def is_whole(value: object) -> bool:
     """Whether a setting is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
