@@ -18,6 +18,7 @@ FLOORS = (
     ("errors",),
     ("checksums",),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
+    ("typed_settings", "plain_yaml"),
     ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("thinking", "own_head", "deferred", "passes", "self_test"),
     ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),

@@ -376,10 +376,10 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from cocot.recipe_files import read_recipe, recipe_parser, shipped_recipes
+    from cocot.recipe_files import describe_fields, read_recipe, shipped_recipes
 
     if args.fields:
-        recipe_parser().print_help()
+        print(describe_fields())
         return 0
     for name in shipped_recipes():
         config = read_recipe(name)

@@ -18,8 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cocot import plain_yaml
 from cocot.config import RunConfig
 from cocot.errors import ConfigError
 from cocot.recipe_files import read_recipe
@@ -79,8 +78,8 @@ class Study:
         if short not in names or not values:
             raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
         try:
-            return self.with_axis(names[short], [yaml.safe_load(value) for value in values.split(",")])
-        except yaml.YAMLError as error:
+            return self.with_axis(names[short], [plain_yaml.parse(value) for value in values.split(",")])
+        except ConfigError as error:
             raise ConfigError(f"{words!r}: give values with commas between and nothing else, {short}=2,3.") from error
 
 
@@ -165,4 +164,4 @@ def read_study(name: str, scale: str) -> Study:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return plain_yaml.read_mapping(path)
