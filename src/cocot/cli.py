@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = overrides
     try:
         if "model" in args:
-            from cocot.runs import own_copy
+            from cocot.bundled import locate
 
-            args.model = own_copy(args.model)
+            args.model = locate(args.model)
         return COMMANDS[args.command](args)
     except CocotError as error:
         print(f"cocot: {error}", file=sys.stderr)

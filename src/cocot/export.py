@@ -28,7 +28,7 @@ from cocot.curriculum import END, LATENT, START, ThoughtSettings
 from cocot.encoding import encode_question
 from cocot.errors import ModelError, RunError
 from cocot.generation import ThoughtRecorder, answer
-from cocot.loading import load
+from cocot.loading import NO_CODE, load
 from cocot.model import thought_settings
 from cocot.runs import RunFolder, replaced, write_text
 from cocot.tasks.files import write_problems
@@ -166,7 +166,7 @@ def _new(folder: Path) -> Path:
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Others load with AutoTokenizer, which for some model types puts its own rules in the place of the file's."""
     sample = " ".join(list(tokenizer.get_vocab())[:200])
-    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    theirs: Any = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     if theirs.encode(sample) != tokenizer.encode(sample):
         raise ModelError(
             f"AutoTokenizer reads this tokenizer as {type(theirs).__name__}, which cuts texts otherwise than in "

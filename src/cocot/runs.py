@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 import yaml
@@ -37,7 +37,6 @@ from cocot.errors import RunError
 from cocot.recipe_files import read_recipe
 from cocot.tasks.problem import Problem
 
-_SHIPPED = Path(__file__).with_name("models")
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -167,24 +166,6 @@ def _entry(line: str) -> dict[str, Any] | None:
         return dict(json.loads(line))
     except json.JSONDecodeError:
         return None
-
-
-def own_copy(source: str) -> str:
-    """Where a model is; for the name of a run that comes with cocot, its copy in `runs/`, made on first use."""
-    shipped = _SHIPPED / source
-    if Path(source).exists() or not (shipped / "config.yaml").is_file():
-        return source
-    own = Path("runs") / source
-    if not own.exists():
-        own.parent.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=own.parent, prefix=".") as place:
-            whole = shutil.copytree(shipped, Path(place) / source)
-            try:
-                os.rename(whole, own)
-            except OSError:
-                if not own.exists():  # else another process was faster
-                    raise
-    return str(own)
 
 
 def complete_checkpoints(stage: Path) -> list[Path]:
