@@ -216,7 +216,8 @@ def test_code_of_a_model_folder_never_runs(
     """In load, ask, eval, probe and export: no file of the folder is run, the terminal is not read, nothing hangs."""
     change, still_loads = CODE[code]
     change(model)
-    monkeypatch.setattr(sys, "stdin", _Closed())
+    terminal = _Yes()
+    monkeypatch.setattr(sys, "stdin", terminal)
     question = "1 2 ; ? 2 1 1"
     small = ["--mode", "balanced", "--rendering", "symbolic", "--layers", "2", "--width", "2", "-n", "2"]
     commands = [
@@ -238,15 +239,17 @@ def test_code_of_a_model_folder_never_runs(
         with pytest.raises(ModelError):
             cocot.load(model)
     assert not (place / "SENTINEL").exists()
+    assert not terminal.was_read
 
 
-class _Closed(io.StringIO):
-    """A terminal that must not be read."""
+class _Yes(io.StringIO):
+    """A terminal at which somebody says yes to everything."""
+
+    was_read = False
 
     def readline(self, *args: Any) -> str:
-        raise AssertionError("the terminal was read")
-
-    read = readline
+        self.was_read = True
+        return "y\n"
 
 
 def test_trust_cannot_be_given(model: Path) -> None:

@@ -65,7 +65,9 @@ def parse(text: str) -> Any:
     except _NOT_PLAIN as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or str(error) or "it is nested too deeply"
+        reason = getattr(error, "problem", None) or str(error)
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
         raise ConfigError(f"{place}{' '.join(reason.split())}") from error
 
 
