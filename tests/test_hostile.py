@@ -92,7 +92,9 @@ def tiny_dict() -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("key", ["class_path", "config", "__class__", "init_args", "__reduce__", "<<", "${oc.env:HOME}"])
+@pytest.mark.parametrize(
+    "key", ["class_path", "config", "__class__", "init_args", "__reduce__", "<<", "${oc.env:HOME}"]
+)
 def test_a_hostile_key_at_any_level_is_unknown(key: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A key that is no field is refused at every level of a recipe, mappings for generators and models among them."""
     levels = ["", *(name for name in field_names() if any(other.startswith(f"{name}.") for other in field_names()))]
@@ -120,9 +122,7 @@ def test_a_hostile_key_at_any_level_is_unknown(key: str, place: Path, capsys: py
         ("[1]", "must hold"),
     ],
 )
-def test_what_is_not_plain_is_refused(
-    text: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_plain_is_refused(text: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An alias (and so a bomb of them), a name that is there twice, and what is no mapping."""
     (place / "run").mkdir()
     (place / "run" / "config.yaml").write_text(text)

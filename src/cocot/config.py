@@ -190,7 +190,7 @@ class TrainConfig:
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt"
     ] = "constant"
     warmup_steps: int = number(0, low=0, high=_MOST)
-    stage_learning_rate: dict[str, float] = number(dict, low=0, high=1000)
+    stage_learning_rate: dict[str, float] = number(dict, low=0, high=1e30)
     bf16: bool | None = None
     eval_max_new_tokens: int | None = number(None, low=1, high=_MOST)
     eval_batch_size: int = number(64, low=1, high=_MOST)

@@ -17,13 +17,13 @@ Read next: `encoding.py` (text -> token ids), `batching.py` (examples -> tensors
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from itertools import chain
 from random import Random
 from typing import Any, Literal, Protocol
 
 from cocot.errors import ConfigError
-from cocot.typed_settings import check_numbers, nearest, number
+from cocot.typed_settings import check_numbers, choose, number
 
 _MOST = 1_000_000
 LATENT = "<|latent|>"
@@ -99,13 +99,11 @@ class CurriculumConfig:
     advance_at: float | None = number(None, low=0, high=1)
     start_marker: bool = True
     icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
-    icot_smoothing: float = number(4.0, above=0, high=_MOST)
+    icot_smoothing: float = number(4.0, above=0, high=1e12)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            near = nearest(self.method, METHODS)
-            hint = f"did you mean {near!r}? Choose" if near else "choose"
-            raise ConfigError(f"unknown method {self.method!r}; {hint} one of: {', '.join(METHODS)}.")
+            raise ConfigError(f"unknown method {self.method!r}; {choose(self.method, METHODS)}")
         check_numbers(self, "curriculum")
         if len(self.stage_epochs) != self.max_stage:
             raise ConfigError(
@@ -176,11 +174,14 @@ class ThoughtSettings:
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
     """
 
-    latent_id: int
+    latent_id: int = number(MISSING, low=0)
     filler: str | None = LATENT
-    num_thoughts: int | None = None
+    num_thoughts: int | None = number(None, low=0, high=_MOST)
     start_marker: bool = True
     task: str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "thoughts")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""

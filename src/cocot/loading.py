@@ -4,8 +4,8 @@ In: a path or an id. Out: a model that was given thoughts, and its tokenizer.
 
     model, tokenizer = cocot.load("runs/demo/coconut")
 
-Nothing is unpickled, no code of the folder runs (nor is anybody asked whether it may), and files that were changed since
-they were sealed are refused.
+Nothing is unpickled, no code of the folder runs (nor is anybody asked whether it may), and files that were changed
+since they were sealed are refused.
 Read next: `model.py`, `checksums.py`.
 """
 
@@ -72,7 +72,7 @@ def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
         return {}
     with _explained(place) as source:
         config, _ = PreTrainedConfig.get_config_dict(source)
-    return dict(config.get("thoughts") or {})
+        return dict(config.get("thoughts") or {})
 
 
 def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -187,6 +187,6 @@ def _explained(source: str) -> Iterator[str]:
             reason = "it needs code that comes with it, which cocot never runs."
         raise ModelError(
             f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: "
-            f"{reason[:400]} Give a folder with config.json, model.safetensors and tokenizer.json, the id of a model on "
-            f"the Hub, or {' or '.join(bundled_models())}, which comes with cocot."
+            f"{reason[:400]} Give a folder with config.json, model.safetensors and tokenizer.json, the id of a model "
+            f"on the Hub, or {' or '.join(bundled_models())}, which comes with cocot."
         ) from error

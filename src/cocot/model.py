@@ -29,12 +29,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cocot.batching import label_positions
 from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
-from cocot.errors import ModelError
+from cocot.errors import ConfigError, ModelError
 from cocot.own_head import run_head
 from cocot.passes import MODEL_TYPES, TrainingPasses
 from cocot.self_test import Passes, find_passes, takes_positions
 from cocot.thinking import CACHE, Edit, decoder_of, think
 from cocot.thinking import latent_columns as find_columns
+from cocot.typed_settings import build
 
 _HOOKED = "_old_forward"
 """Where accelerate's hook keeps the `forward` that it calls."""
@@ -250,7 +251,10 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     saved = getattr(model.config, "thoughts", None)
     if not saved:
         raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
-    return ThoughtSettings(**saved)
+    try:
+        return build(ThoughtSettings, saved, "thoughts")
+    except ConfigError as error:
+        raise ModelError(f"the model's config.json is damaged, or of a newer version of cocot: {error}") from error
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

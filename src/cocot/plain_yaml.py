@@ -1,7 +1,8 @@
 """YAML read as plain data: mappings, lists, text, numbers, true, false and null, and nothing else.
 
-In: text or a file. Out: a value. Tags that Python knows, aliases and repeated names are refused, so that no text can build an object, name
-a second file, or grow as it is read. Words mean what they mean in YAML 1.2: `1e-4` is a number, `no` is text.
+In: text or a file. Out: a value. Tags of Python's own, aliases and repeated names are refused, so that no text can
+build an object, name a second file, or grow as it is read. Words mean what they mean in YAML 1.2: `1e-4` is a number,
+`no` is text.
 
     values = read_mapping(Path("recipe.yaml"))
 
@@ -30,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "an alias (*name) is not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -61,7 +62,7 @@ def parse(text: str) -> Any:
         ConfigError: it is not plain YAML. The message tells the place and the reason, and quotes no other file.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, _Loader)
     except _NOT_PLAIN as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""

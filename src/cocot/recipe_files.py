@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from cocot import plain_yaml
 from cocot.config import RunConfig
 from cocot.errors import ConfigError
-from cocot.typed_settings import accepts_text, build, nearest, parts, short, type_name, walk
+from cocot.typed_settings import accepts_text, build, choose, parts, short, type_name, walk
 
 _SHIPPED = Path(__file__).with_name("recipes")
 
@@ -39,9 +39,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     shipped = shipped_recipes()
     path = shipped.get(recipe, Path(recipe))
     if not path.is_file():
-        near = nearest(recipe, shipped)
-        hint = f"did you mean {near!r}? Give" if near else "give"
-        raise ConfigError(f"no recipe {recipe!r}; {hint} a YAML file or one of: {', '.join(shipped)}.")
+        raise ConfigError(f"no recipe {recipe!r}: it is no YAML file; {choose(recipe, shipped)}")
     values = plain_yaml.read_mapping(path)
     for name, text in _pairs(overrides):
         _set(values, name, _value(name, text))
@@ -88,7 +86,7 @@ def _value(name: str, text: str) -> Any:
     """What a text on the command line stands for; where text is wanted it is taken as it is, but for `null`."""
     kind = _kind(name)
     try:
-        value = plain_yaml.parse(text)
+        value = plain_yaml.parse(text) if text.strip() else text  # an empty shell variable is not meant as null
     except ConfigError:
         return text
     return text if accepts_text(kind) and not isinstance(value, list | None) else value

@@ -22,6 +22,7 @@ from cocot import plain_yaml
 from cocot.config import RunConfig
 from cocot.errors import ConfigError
 from cocot.recipe_files import read_recipe
+from cocot.typed_settings import choose
 
 _SHIPPED = Path(__file__).with_name("studies")
 METHOD, SEED = "curriculum.method", "seed"
@@ -116,12 +117,14 @@ def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
         ConfigError: an axis sets what no recipe has, or an impossible value.
     """
     options = [_options(axis, values) for axis, values in study.axes.items()]
-    made = []
+    made: list[Arm] = []
     for chosen in product(*options):
         values = {axis: value for axis, value, _ in chosen}
         own = [*overrides, *(word for *_, settings in chosen for word in _as_overrides(settings))]
         first, *rest = values.items()
         path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
+        if any(path == other.path for other in made):
+            raise ConfigError(f"{path} is there twice; name each value of an axis once.")
         made.append(Arm(values, own, read_recipe(study.recipe, own), path))
     return made
 
@@ -155,9 +158,9 @@ def read_study(name: str, scale: str) -> Study:
     """
     known = shipped_studies()
     if name not in known:
-        raise ConfigError(f"no study {name!r}; choose among: {', '.join(known)}.")
+        raise ConfigError(f"no study {name!r}; {choose(name, known)}")
     if scale not in known[name]:
-        raise ConfigError(f"study {name} has no scale {scale!r}; choose among: {', '.join(known[name])}.")
+        raise ConfigError(f"study {name} has no scale {scale!r}; {choose(scale, known[name])}")
     values = _read(_SHIPPED / f"{name}.yaml")
     merged = {**values, **values["scales"][scale]}
     return Study(**{item.name: merged[item.name] for item in fields(Study) if item.name in merged})

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from difflib import get_close_matches
 from inspect import cleandoc
@@ -102,14 +102,20 @@ def build(kind: type[_T], values: Any, name: str = "") -> _T:
     return kind(**{key: _convert(hints[key], value, _join(name, key)) for key, value in values.items()})
 
 
-def _hint(key: Any, known: Mapping[str, Any], name: str) -> str:
+def _hint(key: object, known: Mapping[str, Any], name: str) -> str:
     near = nearest(str(key), known)
     return f"; did you mean {_join(name, near)!r}?" if near else f"; choose among: {', '.join(known)}."
 
 
-def nearest(word: str, known: Any) -> str | None:
+def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`; None if none is like it."""
     return next(iter(get_close_matches(word[:100], list(known), n=1, cutoff=0.5)), None)
+
+
+def choose(word: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: all that are known, and the nearest one."""
+    near = nearest(str(word), known)
+    return f"choose one of: {', '.join(known)}.{f' Did you mean {near!r}?' if near else ''}"
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
