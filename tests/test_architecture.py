@@ -16,7 +16,7 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
-    ("checksums",),
+    ("typed_settings", "plain_yaml", "checksums", "bundled"),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("thinking", "own_head", "deferred", "passes", "self_test"),
@@ -64,6 +64,8 @@ def targets(node):
 def imports(name):
     """Modules of cocot that a module imports, inside its functions too; '' is the package."""
     dotted = [target for node in ast.walk(ast.parse(MODULES[name].read_text())) for target in targets(node)]
+    if name == "custom_generate":  # it is copied out with its neighbour, and finds it there by the same words
+        dotted = [target.replace(".", "cocot.thinking") if target == "." else target for target in dotted]
     assert "." not in "".join(target[:1] for target in dotted), f"{name} imports relatively"
     found = set()
     for target in dotted:
@@ -115,13 +117,14 @@ def test_help_loads_nothing_heavy():
     loaded, text = loaded_by(f"import runpy\ntry: {run}\nexcept SystemExit as end: assert not end.code", "--help")
     assert "continuous latent space" in text
     assert "cocot.cli" in loaded
-    assert not loaded & {"torch", "transformers", "jsonargparse", "accelerate", "yaml"}
+    assert not loaded & {"torch", "transformers", "accelerate", "yaml"}
 
 
 def test_the_front_door_opens_on_use():
     """Every public name is there, and the first use of one loads it."""
-    code = "import cocot\nfor name in cocot.__all__: assert getattr(cocot, name) is not None, name\nassert dir(cocot)"
-    loaded, _ = loaded_by(code)
+    listed = "import cocot, sys; assert set(cocot.__all__) <= set(dir(cocot)); assert 'torch' not in sys.modules"
+    used = "for name in cocot.__all__: assert getattr(cocot, name).__name__.removeprefix('cocot.') == name"
+    loaded, _ = loaded_by(f"{listed}\n{used}")
     assert "torch" in loaded
     with pytest.raises(AttributeError, match="abacus"):
         _ = cocot.abacus

@@ -119,7 +119,7 @@ def test_the_trainer_is_measured_on_the_small_shape(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--shapes", "giant"], "giant; choose among"),
+        (["--shapes", "giant"], "'giant'; choose one of"),
         (["--rounds", "0"], "at least 1"),
         (["--device", "cuda"], "no GPU"),
     ],

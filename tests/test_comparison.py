@@ -141,7 +141,7 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_ours(
     assert main([*command, "--train.learning_rate", "0.5"]) == 2
     assert "belongs to another run: train.learning_rate was 0.003, is now 0.5" in capsys.readouterr().err
     assert main([*command, "--jobs", "0"]) == 2
-    assert "--jobs must be at least 1" in capsys.readouterr().err
+    assert "--jobs: 0 is too small; it must be at least 1" in capsys.readouterr().err
     assert (out / "table.json").read_bytes() == table
 
 

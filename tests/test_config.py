@@ -131,7 +131,7 @@ def test_a_slip_on_the_command_line_is_one_line_with_the_nearest_name(
         ("model: {init: {widht: 8}}\n", "did you mean 'model.init.width'"),
         (MINIMAL + "seed: one\n", "seed"),
         ("seed: 1\n", "model"),
-        ("", "model"),
+        ("", "mine.yaml"),
         ("- 1\n- 2\n", "mine.yaml"),
         ("model: {init: [\n", "mine.yaml"),
         ("just words\n", "mine.yaml"),

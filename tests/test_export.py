@@ -15,7 +15,7 @@ from runs_support import environment, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from cocot import custom_generate
+from cocot import custom_generate, thinking
 from cocot.cli import main
 from cocot.curriculum import LATENT, PAUSE, ThoughtSettings
 from cocot.encoding import encode_question
@@ -115,6 +115,12 @@ def test_a_stranger_gets_the_same_answers(exported: tuple[Any, Path], form: str)
     assert found["streamed"][0].strip() == ours[0]
     assert found["parts"] == answer(model, TOKENIZER, QUESTIONS[:1], None, NEW_TOKENS)[0].num_tokens - NUM_THOUGHTS
     assert found["pipeline"].strip() == outputs(model, QUESTIONS[:1], 2)[0]
+
+
+def test_the_code_is_what_is_tested_here(exported: tuple[Any, Path]) -> None:
+    """The folder's code is a copy of ours, byte for byte: nothing is rewritten on the way out."""
+    for module, name in ((thinking, "thinking.py"), (custom_generate, "generate.py")):
+        assert (exported[1] / "custom_generate" / name).read_bytes() == Path(str(module.__file__)).read_bytes()
 
 
 def beams(model: Any, questions: list[str]) -> list[str]:

@@ -10,22 +10,25 @@ from pathlib import Path
 import pytest
 from runs_support import tiny_config, write_recipe
 
+import cocot
+from cocot.bundled import is_bundled, locate
 from cocot.checksums import seal
 from cocot.cli import main
 from cocot.config import WarmupConfig
 from cocot.errors import RunError
+from cocot.plan import plan
 from cocot.runs import (
     RunFolder,
     complete_checkpoints,
     environment,
     fingerprint,
-    own_copy,
     prune_checkpoints,
     replaced,
     write_json,
     write_text,
 )
 from cocot.tasks.prosqa import ProsQA
+from cocot.training import prepare_data
 
 CONFIG = tiny_config()
 
@@ -169,15 +172,92 @@ def test_the_environment_block_names_what_bug_reports_need() -> None:
 def test_a_model_comes_with_cocot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its name, without training: it answers its own kind of problems; what is written goes into a copy in runs/."""
+    """By its name, in Python and on the command line; nothing is written, here or in the package, but where told to."""
     monkeypatch.chdir(tmp_path)
+    package = Path(locate("prosqa-small"))
+    before = {path: path.stat().st_mtime_ns for path in package.rglob("*")}
+    model, tokenizer = cocot.load("prosqa-small")
+    question = "4 2 ; 4 9 ; 1 5 ; 0 6 ; 1 7 ; 7 3 ; 5 8 ; 0 4 ; ? 9 8 0"
+    assert cocot.answer(model, tokenizer, [question])[0].text == "9"
+    assert main(["ask", "prosqa-small", question]) == 0
+    assert capsys.readouterr().out.split() == ["###", "9"]
     assert main(["eval", "prosqa-small", "-n", "60"]) == 0
-    assert "100.0%" in capsys.readouterr().out
-    copy = tmp_path / "runs" / "prosqa-small"
-    assert (copy / "eval.jsonl").is_file()
-    (copy / "mine").touch()
-    assert own_copy("prosqa-small") == "runs/prosqa-small"
-    assert (copy / "mine").exists(), "a copy that is there is not replaced"
+    out = capsys.readouterr().out
+    assert "100.0%" in out
+    assert out.endswith("records: not written (--out says where to)\n")
+    assert main(["probe", "prosqa-small", "-n", "10", "--show", "0"]) == 0
+    assert capsys.readouterr().out.endswith("search: not written (--out says where to)\n")
+    assert main(["report", "prosqa-small"]) == 2
+    assert "say where to with --out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["eval", "prosqa-small", "-n", "5", "--out", "e.jsonl"]) == 0
+    assert main(["export", "prosqa-small", "exported"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"e.jsonl", "exported"}
+    assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == before
+
+
+def test_a_folder_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a bundled model's name in the current folder is what its name means there."""
+    monkeypatch.chdir(tmp_path)
+    assert is_bundled(locate("prosqa-small"))
     (tmp_path / "prosqa-small").mkdir()
-    assert own_copy("prosqa-small") == "prosqa-small", "a folder of that name comes first"
-    assert own_copy("gpt2") == "gpt2"
+    assert locate("prosqa-small") == "prosqa-small"
+    assert locate("gpt2") == "gpt2"
+    assert not is_bundled("prosqa-small")
+
+
+BROKEN: dict[str, bytes] = {
+    "empty": b"",
+    "binary": b"\xff\x00\x80",
+    "list": b"[1]",
+    "other object": b'{"a": 1}\n{"a": 1}\n',
+    "half": b'{"finished_st',
+    "deep": b"[" * 10_000,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("file", ["config.yaml", "run.json", "state.json"])
+def test_a_damaged_file_of_a_run_is_named(
+    file: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in a file of the run folder, training goes on from it or says in one line that it is damaged."""
+    run = RunFolder(tmp_path / "run")
+    run.open(tiny_config())
+    run.close()
+    data = prepare_data(tiny_config())
+    run.describe(tiny_config(), fingerprint([*data.train(plan(tiny_config())[0], 0), *data.valid]))
+    run.finish_stage({"name": "stage_0", "epochs": 1, "accuracy": 0.5, "checkpoint": "stages/stage_0/checkpoint-4"})
+    assert run.finished_stages()[0]["accuracy"] == 0.5
+    (run.path / file).write_bytes(BROKEN[broken])
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    recipe = write_recipe(tmp_path / "r.yaml", tiny_config())
+    assert main(["train", str(recipe), "--out", str(run.path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("cocot: ")
+    assert err.count("\n") == 1, err
+    assert file in err
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_log_is_read_up_to_where_it_was_cut_off(tmp_path: Path) -> None:
+    """The last line may be half a line; any other line that is no entry is damage."""
+    run = RunFolder(tmp_path)
+    entry = b'{"stage": "a", "step": 1}\n'
+    for text, count in ((b"", 0), (entry, 1), (entry + entry[:9], 1)):
+        run.metrics.write_bytes(text)
+        assert len(run.read_log()) == count
+    for line in (entry[:9] + b"\n", b"5\n", b'{"step": 1}\n', b"\xff\n", b'{"stage": "a", "step": "b"}\n'):
+        run.metrics.write_bytes(entry + line + entry)
+        with pytest.raises(RunError, match="line 2 is no log entry"):
+            run.read_log()
+
+
+@pytest.mark.parametrize("checkpoint", ["/etc", "../other", "a/../../b"])
+def test_a_checkpoint_lies_in_its_run(checkpoint: str, tmp_path: Path) -> None:
+    """A state.json that names a folder elsewhere is refused."""
+    run = RunFolder(tmp_path)
+    run.finish_stage({"name": "a", "epochs": 1, "accuracy": 0.5, "checkpoint": checkpoint})
+    with pytest.raises(RunError, match="outside the run folder"):
+        run.finished_stages()

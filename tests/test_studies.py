@@ -95,8 +95,8 @@ def main_error(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: read_study("prosqua", "cpu"), "no study 'prosqua'; choose among: depth, gsm8k"),
-        (lambda: read_study("prosqa", "tpu"), "study prosqa has no scale 'tpu'; choose among: cpu, gpu, paper"),
+        (lambda: read_study("prosqua", "cpu"), "no study 'prosqua'; choose one of: depth, gsm8k"),
+        (lambda: read_study("prosqa", "tpu"), "study prosqa has no scale 'tpu'; choose one of: cpu, gpu, paper"),
         (
             lambda: read_study("depth", "cpu").with_axis("hops", [2, 9]),
             "the study has no hops 9; choose among: 2, 3, 4, 5",
@@ -105,7 +105,7 @@ def main_error(words: list[str]) -> None:
         (lambda: main_error(["depth", "--axis", "hop=2"]), "its axes are: method, layers, hops, seed"),
         (lambda: main_error(["depth", "--axis", "layers=[2,3]"]), r"give values with commas between .* layers=2,3"),
         (lambda: main_error(["depth", "--axis", "hops"]), "'hops' gives no axis of this study its values"),
-        (lambda: main_error(["prosqa", "--seeds", "0"]), "--seeds and --problems must be at least 1"),
+        (lambda: main_error(["prosqa", "--seeds", "0"]), "--seeds: 0 is too small; it must be at least 1"),
         (lambda: main_error(["gsm8k", "--scale", "paper", "--problems", "0"]), "must be at least 1"),
         (
             lambda: compare(Study("demo", {METHOD: ["cot"]}, tests={}), [], Path("out")),

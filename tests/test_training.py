@@ -731,7 +731,7 @@ def test_other_work_is_not_shared(tmp_path: Path, finished: tuple[RunConfig, Pat
     train(other, tmp_path / "shared", folder)
     train(other, tmp_path / "alone")
     assert_same(tmp_path / "shared", tmp_path / "alone")
-    with pytest.raises(ConfigError, match="no recipe"):
+    with pytest.raises(RunError, match="is no run folder"):
         train(other, tmp_path / "third", tmp_path / "no run")
 
 

@@ -1,7 +1,7 @@
 """A small random model of every class in transformers' causal-LM mapping: what `test_every_model.py` sweeps.
 
-`tiny_model("llama")` builds one in milliseconds. Sizes shrink by the names that configurations give them (`SIZES`), lists
-with an entry a layer keep one layer of every kind, and `PARTICULAR` has what only one family calls by its name. Chance
+`tiny_model("llama")` builds one in milliseconds. Sizes shrink by the names that configurations give them (`SIZES`),
+lists with an entry a layer keep one layer of every kind, and `PARTICULAR` has what only one family calls by its name. Chance
 is taken out: no dropout, no jitter in routers. Weights are drawn so large that outputs depend on all inputs.
 """
 
@@ -106,10 +106,10 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
-        "rope_parameters": dict.fromkeys(
-            ("sliding_attention", "full_attention"),
-            {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-        ),
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+            for kind in ("sliding_attention", "full_attention")
+        },
     },
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8}},
     "llama4": {"text_config": {"moe_layers": [1]}},

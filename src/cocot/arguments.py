@@ -7,16 +7,54 @@ Read next: `cli.py`, which runs them.
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from cocot.errors import ConfigError
+
+_MOST = 10_000_000
 PAGE = "report.html"
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors of ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint, with the nearest choice where there are some."""
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), n=1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{' '.join(message.split())} (see `{self.prog} --help`)")
+
+
+def _whole(low: int | None = None, high: int | None = _MOST) -> Callable[[str], int]:
+    """The type of a whole number within bounds; None for no bound."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number") from None
+        if low is not None and value < low:
+            raise argparse.ArgumentTypeError(f"{text[:80]} is too small; it must be at least {low}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"{text[:80]} is too large; it must be at most {high}")
+        return value
+
+    return read
+
+
+_POSITIVE, _COUNT, _ANY = _whole(1), _whole(0), _whole(None, None)
+_SIZE = _whole(1, 10_000)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cocot", description="Language models that reason in a continuous latent space.", epilog=_EPILOG
     )
     parser.set_defaults(takes_overrides=False)
@@ -44,9 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--methods", default="cot,no_cot,pause_as_thought,coconut", help="methods, with commas between")
-    sub.add_argument("--problems", type=int, default=1000, help="fresh problems to evaluate on (default: %(default)s)")
+    sub.add_argument(
+        "--problems", type=_POSITIVE, default=1000, help="fresh problems to evaluate on (default: %(default)s)"
+    )
     sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
-    sub.add_argument("--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores")
+    sub.add_argument("--jobs", type=_POSITIVE, default=1, help="trainings at a time, each with its share of the cores")
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
 
     sub = add(
@@ -64,10 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUES",
         help="other values of an axis of the study, with commas between: --axis layers=2,4 --axis hops=2",
     )
-    sub.add_argument("--seeds", type=int, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)")
-    sub.add_argument("--problems", type=int, help="problems a test set (default: as the study says)")
+    sub.add_argument(
+        "--seeds", type=_POSITIVE, default=1, help="trainings a method, seeds 0, 1, ... (default: %(default)s)"
+    )
+    sub.add_argument("--problems", type=_POSITIVE, help="problems a test set (default: as the study says)")
     sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
-    sub.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else 1)")
+    sub.add_argument("--jobs", type=_POSITIVE, help="trainings at a time (default: one a core on a CPU, else 1)")
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
     )
@@ -76,14 +118,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("eval", "accuracy, tokens and seconds of a model")
     sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     _add_task_argument(sub)
-    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument(
         "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
     )
-    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--batch-size", type=_POSITIVE, default=32)
     sub.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=_POSITIVE,
         help="longest answer (default: as long as the longest written solution, with head room, at least 256)",
     )
     sub.add_argument(
@@ -99,18 +141,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("ask", "answer a question")
     sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     sub.add_argument("question")
-    sub.add_argument("--thoughts", type=int, help="thoughts before the answer (default: as trained)")
+    sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
-    sub.add_argument("--max-new-tokens", type=int, help="longest answer (default: what the context has room for)")
+    sub.add_argument("--max-new-tokens", type=_POSITIVE, help="longest answer (default: what the context has room for)")
 
     sub = add("probe", "what a model thinks of every node of a search, thought by thought")
     sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
     _add_task_argument(sub)
-    sub.add_argument("--thoughts", type=int, help="most thoughts (default: as trained)")
-    sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--max-new-tokens", type=int, help="longest text after the thoughts (default: as eval)")
+    sub.add_argument("--thoughts", type=_COUNT, help="most thoughts (default: as trained)")
+    sub.add_argument("--batch-size", type=_POSITIVE, default=32)
+    sub.add_argument("--max-new-tokens", type=_POSITIVE, help="longest text after the thoughts (default: as eval)")
     sub.add_argument("--out", type=Path, help="folder to write (default: search/ beside the model)")
-    sub.add_argument("--show", type=int, metavar="ID", help="draw the search tree of this problem, from 0")
+    sub.add_argument("--show", type=_COUNT, metavar="ID", help="draw the search tree of this problem, from 0")
     _add_problem_arguments(sub, count=200)
 
     sub = add("report", "write one HTML page about runs: tables, figures, the search tree to play with")
@@ -122,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, help="folder to write, new or empty")
     embeds = sub.add_argument_group("prompt embeddings")
     embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")
-    embeds.add_argument("--thoughts", type=int, help="thoughts a question (default: as trained)")
+    embeds.add_argument("--thoughts", type=_COUNT, help="thoughts a question (default: as trained)")
     _add_task_argument(sub)
     _add_problem_arguments(sub, count=100)
 
@@ -132,10 +174,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_problem_arguments(sub, count=1000)
 
     sub = add("bench", "measure speed and memory as ratios; the last line is JSON")
-    sub.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    sub.add_argument("--rounds", type=int, default=3, help="pairs a ratio; the median counts (default: %(default)s)")
+    sub.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (default: %(default)s)")
+    sub.add_argument(
+        "--rounds", type=_POSITIVE, default=3, help="pairs a ratio; the median counts (default: %(default)s)"
+    )
     sub.add_argument("--shapes", default="small,124m", help="models, with commas between (default: %(default)s)")
-    sub.add_argument("--batch-size", type=int, help="rows a training step (default: what suits the device)")
+    sub.add_argument("--batch-size", type=_POSITIVE, help="rows a training step (default: what suits the device)")
 
     sub = add("recipes", "list the shipped recipes with cost and result")
     sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
@@ -155,13 +199,15 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
         type=Path,
         help="file of problems, or hub:NAME:SPLIT (default: the run's validation file, else generated ones)",
     )
-    source.add_argument("-n", "--count", type=int, default=count, help="how many to generate (default: %(default)s)")
-    source.add_argument("--seed", type=int, default=1_000_000, help="seed of the generator (default: %(default)s)")
+    source.add_argument(
+        "-n", "--count", type=_POSITIVE, default=count, help="how many to generate (default: %(default)s)"
+    )
+    source.add_argument("--seed", type=_ANY, default=1_000_000, help="seed of the generator (default: %(default)s)")
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
     source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
-    source.add_argument("--layers", type=int, nargs="+", help="prosqa balanced: layers under each root")
-    source.add_argument("--width", type=int, help="prosqa balanced: nodes a layer")
-    source.add_argument("--nodes", type=int, help="prosqa balanced: nodes in all")
-    source.add_argument("--hops", type=int, nargs="+", help="prontoqa: rules of a proof")
-    source.add_argument("--steps", type=int, nargs="+", help="gsm8k: equations a problem, 1 to 6")
-    source.add_argument("--largest", type=int, help="gsm8k: the largest number that a question names")
+    source.add_argument("--layers", type=_SIZE, nargs="+", help="prosqa balanced: layers under each root")
+    source.add_argument("--width", type=_SIZE, help="prosqa balanced: nodes a layer")
+    source.add_argument("--nodes", type=_SIZE, help="prosqa balanced: nodes in all")
+    source.add_argument("--hops", type=_SIZE, nargs="+", help="prontoqa: rules of a proof")
+    source.add_argument("--steps", type=_SIZE, nargs="+", help="gsm8k: equations a problem, 1 to 6")
+    source.add_argument("--largest", type=_POSITIVE, help="gsm8k: the largest number that a question names")

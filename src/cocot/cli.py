@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cocot.arguments import PAGE, build_parser
 from cocot.errors import CocotError, ConfigError, Interrupted
@@ -29,21 +30,22 @@ if TYPE_CHECKING:
     from cocot.selection import Selection
 
 
+_GENERATOR = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
+_UNWRITTEN = "not written (--out says where to)"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = build_parser()
-    args, overrides = parser.parse_known_args(argv)
-    if overrides and not args.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    args.overrides = overrides
     try:
+        args, overrides = build_parser().parse_known_args(argv)
+        args.overrides = overrides
+        if args.overrides and not args.takes_overrides:
+            raise ConfigError(_unrecognized(args))
         if "model" in args:
-            from cocot.runs import own_copy
+            from cocot.bundled import locate
 
-            args.model = own_copy(args.model)
+            args.model = locate(args.model)
         return COMMANDS[args.command](args)
     except CocotError as error:
         print(f"cocot: {error}", file=sys.stderr)
@@ -62,12 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _unrecognized(args: argparse.Namespace) -> str:
+    """What to say of arguments that a command does not have."""
+    options = [f"--{name.replace('_', '-')}" for name in vars(args)]
+    near = get_close_matches(args.overrides[0].partition("=")[0], options, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unrecognized arguments: {shlex.join(args.overrides)}{hint} (see `cocot {args.command} --help`)"
+
+
 def _select(args: argparse.Namespace) -> Selection:
     """The problems and their grader, as the arguments say; the model and its run fill the gaps."""
     from cocot.selection import select
 
-    names = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
-    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = {name: getattr(args, name) for name in _GENERATOR if getattr(args, name) is not None}
     model = args.model if "model" in args else None
     return select(model, task=args.task, data=args.data, count=args.count, seed=args.seed, settings=settings)
 
@@ -156,8 +165,6 @@ def _reproduce(args: argparse.Namespace) -> int:
     from cocot.report import plain, shortcuts
     from cocot.studies import SEED, arms, read_study
 
-    if args.seeds < 1 or (args.problems is not None and args.problems < 1):
-        raise ConfigError("--seeds and --problems must be at least 1.")
     study = read_study(args.study, args.scale).with_axis(SEED, range(args.seeds))
     for words in [*([f"method={args.methods}"] if args.methods else []), *args.axis]:
         study = study.with_words(words)
@@ -195,19 +202,20 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.report import plain, shortcuts_of
     from cocot.runs import must_be_writable
 
+    if args.controls and args.thoughts is not None:
+        raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
     _hush()
-    here = processes()
-    is_first = here.is_main_process
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
+    out = _beside_model(args, "eval.jsonl")
+    if out is not None:
+        must_be_writable(out)
+    here = processes()
+    is_first = here.is_main_process
     names = ("batch_size", "max_new_tokens", "use_generation_config")
     settings = {**{name: getattr(args, name) for name in names}, "shows_progress": is_first}
-    out = args.out or (Path(args.model) / "eval.jsonl" if Path(args.model).is_dir() else Path("eval.jsonl"))
-    must_be_writable(out)
     model, tokenizer = load_here(args.model)
     if args.controls:
-        if args.thoughts is not None:
-            raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
         if here.num_processes > 1:
             raise ConfigError("--controls runs in one process.")
         results = run_controls(model, tokenizer, task, problems, **settings)
@@ -219,8 +227,8 @@ def _eval(args: argparse.Namespace) -> int:
             return 0  # the first process speaks for all
     rows = []
     for name, records in results:
-        path = out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out
-        write_records(path, records)
+        if out is not None:
+            write_records(out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out, records)
         rows.append(
             {
                 "values": {"thoughts" if args.controls else "model": name},
@@ -232,8 +240,17 @@ def _eval(args: argparse.Namespace) -> int:
         lines = [f"{name}: {value:.1%}" for name, value in shortcuts_of(task, problems).items()]
         print(*(lines or ["no shortcuts are known for these problems"]), sep="\n")
     print(_how(args, model, tokenizer, chosen))
-    print(f"records: {out.with_stem(f'{out.stem}.*') if args.controls else out}")
+    print(f"records: {_UNWRITTEN if out is None else out.with_stem(f'{out.stem}.*') if args.controls else out}")
     return 0
+
+
+def _beside_model(args: argparse.Namespace, name: str) -> Path | None:
+    """Where results go: as `--out` says, beside the model, here for one of the Hub; None for a bundled model."""
+    from cocot.bundled import is_bundled
+
+    if args.out is not None or is_bundled(args.model):
+        return cast(Path | None, args.out)
+    return Path(args.model) / name if Path(args.model).is_dir() else Path(name)
 
 
 def _how(args: argparse.Namespace, model: Any, tokenizer: Any, chosen: Selection) -> str:
@@ -286,8 +303,9 @@ def _probe(args: argparse.Namespace) -> int:
     task, problems = chosen.task, chosen.problems
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
-    out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
-    must_be_writable(out / "search")
+    out = _beside_model(args, "search")
+    if out is not None:
+        must_be_writable(out / "search")
     model, tokenizer = load_here(args.model)
     search = probe_search(
         model,
@@ -298,24 +316,32 @@ def _probe(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
     )
-    search.write(out)
+    if out is not None:
+        search.write(out)
     print(f"{describe(search)}\n")
     if args.show is not None:
         draw_tree(search, args.show)
-    print(f"search: {out}")
+    print(f"search: {out or _UNWRITTEN}")
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    print(f"page: {_write_page(args.runs, args.out or args.runs[0] / PAGE)}")
+    from cocot.bundled import is_bundled, locate
+
+    runs = [Path(locate(run)) for run in args.runs]
+    if args.out is None and is_bundled(runs[0]):
+        raise ConfigError(f"{args.runs[0]} comes with cocot, and nothing is written there; say where to with --out.")
+    print(f"page: {_write_page(runs, args.out or runs[0] / PAGE)}")
     return 0
 
 
 def _write_page(folders: Sequence[Path], out: Path) -> Path:
     try:
         from cocot.page import write_page
+        from cocot.runs import must_be_writable
     except ImportError as error:
         raise ConfigError(f"the page takes the extra `report`: pip install 'cocot[report]' ({error}).") from error
+    must_be_writable(out)
     write_page(folders, out)
     return out
 
@@ -324,26 +350,30 @@ def _export(args: argparse.Namespace) -> int:
     from cocot.export import export, write_embeddings
     from cocot.loading import load_here
 
+    names = ("thoughts", "data", "task", *_GENERATOR)
+    if not args.embeds and (given := [f"--{name}" for name in names if getattr(args, name) is not None]):
+        raise ConfigError(f"--thoughts and problems go with --embeds; leave {', '.join(given)} out.")
     _hush()
     if args.embeds:
         problems = _select(args).problems
         write_embeddings(*load_here(args.model), problems, args.folder, args.thoughts)
         print(f"{len(problems):,} prompts: {args.folder}")
         return 0
-    if args.thoughts is not None or args.data:
-        raise ConfigError("--thoughts and problems go with --embeds; an exported model is asked with any of both.")
     export(args.model, args.folder)
     print(f"model: {args.folder}\nserve it with: transformers serve {args.folder} --trust-remote-code")
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
+    from cocot.runs import must_be_writable
     from cocot.tasks.files import write_problems
 
+    must_be_writable(args.out)
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
+    statistics = task.report(problems)
     write_problems(args.out, problems)
-    for name, value in task.report(problems).items():
+    for name, value in statistics.items():
         print(f"{name:>24}  {value:.3f}")
     print(f"{len(problems):,} problems: {args.out}")
     return 0
@@ -356,12 +386,11 @@ def _bench(args: argparse.Namespace) -> int:
     from cocot.bench.measure import machine
     from cocot.bench.ratios import Bench, measure
     from cocot.bench.workload import SHAPES
+    from cocot.typed_settings import choose
 
     shapes = tuple(args.shapes.split(","))
     if unknown := set(shapes) - set(SHAPES):
-        raise ConfigError(f"--shapes names {', '.join(sorted(unknown))}; choose among {', '.join(SHAPES)}.")
-    if args.rounds < 1 or (args.batch_size or 1) < 1:
-        raise ConfigError("--rounds and --batch-size must be at least 1.")
+        raise ConfigError(f"--shapes names {sorted(unknown)[0]!r}; {choose(sorted(unknown)[0], SHAPES)}")
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no GPU here; leave it out to measure on the CPU.")
@@ -376,10 +405,10 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from cocot.recipe_files import read_recipe, recipe_parser, shipped_recipes
+    from cocot.recipe_files import describe_fields, read_recipe, shipped_recipes
 
     if args.fields:
-        recipe_parser().print_help()
+        print(describe_fields())
         return 0
     for name in shipped_recipes():
         config = read_recipe(name)

@@ -21,7 +21,7 @@ from cocot import tasks
 from cocot.config import RunConfig
 from cocot.controls import AS_TRAINED, control_names, run_controls
 from cocot.curriculum import LATENT
-from cocot.errors import ConfigError
+from cocot.errors import ConfigError, RunError
 from cocot.evaluation import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
 from cocot.generation import answer
 from cocot.loading import load_here
@@ -234,7 +234,10 @@ def _mcnemar(mine: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]
 
 
 def _train_problems(training: Training) -> int:
-    return training.progress()[0] * training.config.train.batch_size
+    steps = training.progress()[0]
+    if not steps:
+        raise RunError(f"{training.run.metrics} holds no steps of a run that is finished; put it back from a copy.")
+    return steps * training.config.train.batch_size
 
 
 def _control_rows(arms: Sequence[Arm], answers: Sequence[Answers]) -> list[dict[str, Any]]:

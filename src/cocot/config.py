@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 from cocot.curriculum import CurriculumConfig
 from cocot.errors import ConfigError
+from cocot.typed_settings import check_numbers, number
+
+_MOST = 1_000_000_000
+"""The most of anything that is counted in problems, tokens, steps or epochs."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,15 @@ class InitConfig:
     """
 
     architecture: str = "gpt2"
-    layers: int = 2
-    width: int = 128
-    heads: int = 2
-    embedding_std: float | None = None
+    layers: int = number(2, low=1, high=1024)
+    width: int = number(128, low=1, high=131_072)
+    heads: int = number(2, low=1, high=4096)
+    embedding_std: float | None = number(None, low=0, high=1000)
     tokens: Literal["words", "digits", "numbers"] = "words"
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model.init")
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,14 @@ class LoraSettings:
             memory (QLoRA, arXiv 2305.14314).
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: int = number(16, low=1, high=65_536)
+    alpha: float = number(32.0, above=0, high=1_000_000)
+    dropout: float = number(0.0, low=0, high=1)
     modules: str | list[str] = "all-linear"
     quantize: bool = False
 
     def __post_init__(self) -> None:
-        _check_at_least(1, "model.lora.rank", self.rank)
+        check_numbers(self, "model.lora")
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,12 @@ class WarmupConfig:
     """
 
     generate: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 1
-    advance_at: float | None = None
+    epochs: int = number(1, low=0, high=_MOST)
+    advance_at: float | None = number(None, low=0, high=1)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data.warmup")
+        _check_generate("data.warmup.generate", self.generate)
 
 
 @dataclass(frozen=True)
@@ -117,19 +128,18 @@ class DataConfig:
     task: str = "prosqa"
     train: str | None = None
     valid: str | None = None
-    valid_share: float = 0.1
-    num_train: int = 1000
-    num_valid: int = 200
+    valid_share: float = number(0.1, low=0.001, high=0.999)
+    num_train: int = number(1000, low=1, high=_MOST)
+    num_valid: int = number(200, low=1, high=_MOST)
     fresh: bool = False
     generate: dict[str, Any] = field(default_factory=dict)
     valid_generate: dict[str, Any] = field(default_factory=dict)
     warmup: WarmupConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_train", "num_valid"):
-            _check_at_least(1, f"data.{name}", getattr(self, name))
-        if not 0 < self.valid_share < 1:
-            raise ConfigError(f"data.valid_share is {self.valid_share}; it is a share between 0 and 1.")
+        check_numbers(self, "data")
+        _check_generate("data.generate", self.generate)
+        _check_generate("data.valid_generate", self.valid_generate)
         if self.fresh and self.train:
             raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
         if self.warmup and self.train:
@@ -152,7 +162,7 @@ class TrainConfig:
         device_batch_size: Problems a device takes at once; accumulation makes up the rest.
         batch_by_length: Whether problems of like lengths share a batch, which saves padding.
         gradient_checkpointing: Whether to compute activations again in place of keeping them: less memory, more time.
-        lr_scheduler: Hugging Face's name of the schedule inside a stage: constant, linear, cosine, ...
+        lr_scheduler: Hugging Face's name of the schedule inside a stage.
         warmup_steps: Steps in which a stage's rate rises from 0.
         stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
         bf16: Autocast to bfloat16; null: on a GPU that has it.
@@ -165,40 +175,38 @@ class TrainConfig:
         device: cpu, or null for the best device there is.
     """
 
-    learning_rate: float = 1e-4
-    muon_learning_rate: float = 0.02
+    learning_rate: float = number(1e-4, above=0, high=1000)
+    muon_learning_rate: float = number(0.02, above=0, high=1000)
     optimizer: Literal["adamw", "muon"] = "adamw"
     optimizer_reset: Literal["epoch", "stage", "never"] = "stage"
-    weight_decay: float = 0.01
-    adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    batch_size: int = 128
-    device_batch_size: int = 32
+    weight_decay: float = number(0.01, low=0, high=1000)
+    adam_beta2: float = number(0.999, low=0, high=0.9999999)
+    max_grad_norm: float = number(1.0, low=0, high=_MOST)
+    batch_size: int = number(128, low=1, high=_MOST)
+    device_batch_size: int = number(32, low=1, high=_MOST)
     batch_by_length: bool = True
     gradient_checkpointing: bool = False
-    lr_scheduler: str = "constant"
-    warmup_steps: int = 0
-    stage_learning_rate: dict[str, float] = field(default_factory=dict)
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "inverse_sqrt"
+    ] = "constant"
+    warmup_steps: int = number(0, low=0, high=_MOST)
+    stage_learning_rate: dict[str, float] = number(dict, low=0, high=1e30)
     bf16: bool | None = None
-    eval_max_new_tokens: int | None = None
-    eval_batch_size: int = 64
-    save_steps: int = 500
-    logging_steps: int = 10
+    eval_max_new_tokens: int | None = number(None, low=1, high=_MOST)
+    eval_batch_size: int = number(64, low=1, high=_MOST)
+    save_steps: int = number(500, low=1, high=_MOST)
+    logging_steps: int = number(10, low=1, high=_MOST)
     report_to: list[str] = field(default_factory=list)
     device: Literal["cpu"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "device_batch_size", "eval_batch_size"):
-            _check_at_least(1, f"train.{name}", getattr(self, name))
-        if self.eval_max_new_tokens is not None:
-            _check_at_least(1, "train.eval_max_new_tokens", self.eval_max_new_tokens)
-        for name in ("save_steps", "logging_steps"):
-            _check_at_least(1, f"train.{name}", getattr(self, name))
+        check_numbers(self, "train")
 
 
-def _check_at_least(low: int, name: str, value: int) -> None:
-    if value < low:
-        raise ConfigError(f"{name} is {value}; it must be at least {low}.")
+def _check_generate(name: str, settings: dict[str, Any]) -> None:
+    """Refuse what is not the generator's to set: `count` and `seed` follow from the run."""
+    if taken := sorted({"count", "seed"} & settings.keys()):
+        raise ConfigError(f"{name} sets {', '.join(taken)}; set data.num_train, data.num_valid or seed instead.")
 
 
 @dataclass(frozen=True)
@@ -219,10 +227,11 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seed: int = 0
+    seed: int = number(0, low=0, high=2**31 - 1)
     cost: str = ""
     result: str = ""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         if self.model.lora and self.train.optimizer == "muon":
             raise ConfigError("train.optimizer muon is for a model's own matrices; with model.lora take adamw.")

@@ -17,14 +17,15 @@ Read next: `encoding.py` (text -> token ids), `batching.py` (examples -> tensors
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from itertools import chain
 from random import Random
 from typing import Any, Literal, Protocol
 
-from cocot.errors import ConfigError, ModelError
-from cocot.tasks.problem import is_whole
+from cocot.errors import ConfigError
+from cocot.typed_settings import check_numbers, choose, number
 
+_MOST = 1_000_000
 LATENT = "<|latent|>"
 START = "<|start-latent|>"
 END = "<|end-latent|>"
@@ -88,37 +89,27 @@ class CurriculumConfig:
     """
 
     method: str = "coconut"
-    thoughts_per_step: int = 1
-    max_stage: int = 6
-    epochs_per_stage: int | list[int] = 5
-    first_epochs: int | None = None
-    final_epochs: int = 0
+    thoughts_per_step: int = number(1, low=1, high=_MOST)
+    max_stage: int = number(6, low=0, high=10_000)
+    epochs_per_stage: int | list[int] = number(5, low=1, high=_MOST)
+    first_epochs: int | None = number(None, low=0, high=_MOST)
+    final_epochs: int = number(0, low=0, high=_MOST)
     pad_thoughts: bool = True
-    stage_mix: float = 0.0
-    advance_at: float | None = None
+    stage_mix: float = number(0.0, low=0, high=1)
+    advance_at: float | None = number(None, low=0, high=1)
     start_marker: bool = True
-    icot_tokens_per_stage: int = 8
-    icot_smoothing: float = 4.0
+    icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
+    icot_smoothing: float = number(4.0, above=0, high=1e12)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigError(f"unknown method {self.method!r}; choose one of: {', '.join(METHODS)}.")
-        lows = {"thoughts_per_step": 1, "max_stage": 0, "first_epochs": 0, "final_epochs": 0}
-        for name, low in {**lows, "icot_tokens_per_stage": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"curriculum.{name} is {value}; it must be at least {low}.")
-        if min(self.stage_epochs, default=1) < 1 or len(self.stage_epochs) != self.max_stage:
+            raise ConfigError(f"unknown method {self.method!r}; {choose(self.method, METHODS)}")
+        check_numbers(self, "curriculum")
+        if len(self.stage_epochs) != self.max_stage:
             raise ConfigError(
-                f"curriculum.epochs_per_stage is {self.epochs_per_stage}; it must be at least 1, "
-                f"or a list of {self.max_stage} such numbers, one for each of the stages 1 to max_stage."
+                f"curriculum.epochs_per_stage is {self.epochs_per_stage}; it must be a whole number, or a list of "
+                f"{self.max_stage} of them, one for each of the stages 1 to max_stage."
             )
-        if not 0 <= self.stage_mix <= 1:
-            raise ConfigError(f"curriculum.stage_mix is {self.stage_mix}; it is a probability between 0 and 1.")
-        if self.advance_at is not None and not 0 <= self.advance_at <= 1:
-            raise ConfigError(f"curriculum.advance_at is {self.advance_at}; it is an accuracy between 0 and 1.")
-        if self.icot_smoothing <= 0:
-            raise ConfigError(f"curriculum.icot_smoothing is {self.icot_smoothing}; it must be above 0.")
         if not schedule(self):
             raise ConfigError("the curriculum has no epochs; set max_stage, first_epochs or final_epochs above 0.")
 
@@ -184,20 +175,17 @@ class ThoughtSettings:
         recomputes: Of an exported model: whether every thought reads all columns anew (see `self_test.py`).
     """
 
-    latent_id: int
+    latent_id: int = number(MISSING, low=0)
     filler: str | None = LATENT
-    num_thoughts: int | None = None
+    num_thoughts: int | None = number(None, low=0, high=_MOST)
     start_marker: bool = True
     task: str | None = None
     recomputes: bool = False
 
     def __post_init__(self) -> None:
-        counts = [self.latent_id, *([] if self.num_thoughts is None else [self.num_thoughts])]
-        are_counts = all(is_whole(count) and count >= 0 for count in counts)
-        if not are_counts or self.filler not in (None, LATENT, PAUSE) or not isinstance(self.start_marker, bool):
-            raise ModelError(
-                f"these thought settings of a model cannot be used: {asdict(self)}; restore its config.json."
-            )
+        check_numbers(self, "thoughts")
+        if self.filler not in (None, LATENT, PAUSE):
+            raise ConfigError(f"thoughts.filler must be {LATENT}, {PAUSE} or null, got {self.filler!r}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in `config.json`."""

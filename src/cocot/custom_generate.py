@@ -1,6 +1,6 @@
 """`generate` of an exported model: the thoughts of a prompt first, then Hugging Face's own `generate` from their cache.
 
-`cocot export` writes this file and `thinking.py` into the folder's `custom_generate/`, where
+`cocot export` copies this file and `thinking.py`, as they are, into the folder's `custom_generate/`, where
 `from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch and transformers are needed there.
 
 In: what `generate` takes; `<|latent|>` in `input_ids` marks a thought. Out: what `generate` returns.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cocot.thinking import CACHE, decoder_of, latent_columns, takes_positions, think
+from .thinking import CACHE, decoder_of, latent_columns, takes_positions, think
 
 _REFUSED = (
     "cache",

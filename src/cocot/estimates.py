@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 from tempfile import mkdtemp
@@ -24,7 +25,7 @@ from cocot.controls import control_names
 from cocot.curriculum import LATENT
 from cocot.plan import align, num_steps, plan, problems_of_files, steps_per_epoch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, write_json
+from cocot.runs import RunFolder, read_json, write_json
 from cocot.studies import Study
 from cocot.tasks.files import write_problems
 from cocot.trainings import Training, train_all
@@ -59,7 +60,7 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
         Interrupted: a signal came.
     """
     file = folder / "estimates.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = read_json(file) if file.exists() else {}
     keys = [_key(training, jobs) for training in trainings]
     new = [training for training, key in zip(trainings, keys, strict=True) if key not in known]
     for left in folder.glob(f"{_PLACE}*"):  # by a killed call
@@ -103,7 +104,8 @@ def _miniature(training: Training, folder: Path) -> Training:
         settings["data.warmup.epochs"] = _EPOCHS
     if config.data.train:
         train, valid = problems_of_files(config)
-        for name, problems in (("train", (train or [])[:size]), ("valid", valid or [])):
+        # a small file is read several times over
+        for name, problems in (("train", list(islice(cycle(train or []), size))), ("valid", valid or [])):
             settings[f"data.{name}"] = path.with_suffix(f".{name}.jsonl")
             write_problems(path.with_suffix(f".{name}.jsonl"), problems)
     overrides = [*training.overrides, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]

@@ -11,7 +11,7 @@ Read next: `custom_generate.py`, which runs in that folder.
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -29,13 +29,11 @@ from cocot.curriculum import END, LATENT, START, ThoughtSettings
 from cocot.encoding import encode_question
 from cocot.errors import ModelError, RunError
 from cocot.generation import ThoughtRecorder, answer
-from cocot.loading import load
+from cocot.loading import NO_CODE, load
 from cocot.model import thought_settings
-from cocot.runs import RunFolder, replaced, write_text
+from cocot.runs import RunFolder, read_json, replaced, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
-
-_OWN_IMPORT = "from cocot.thinking import"
 
 
 def export(source: str | Path, folder: Path) -> None:
@@ -74,10 +72,8 @@ def export(source: str | Path, folder: Path) -> None:
         _check_tokenizer(place, tokenizer)
         code = place / "custom_generate"
         code.mkdir()
-        write_text(code / "thinking.py", Path(thinking.__file__).read_text(encoding="utf-8"))
-        own = Path(custom_generate.__file__).read_text(encoding="utf-8")
-        assert own.count(_OWN_IMPORT) == 1
-        write_text(code / "generate.py", own.replace(_OWN_IMPORT, "from .thinking import"))
+        for module, name in ((thinking, "thinking.py"), (custom_generate, "generate.py")):
+            shutil.copyfile(str(module.__file__), code / name)
         write_text(place / "README.md", _card(run, model, settings, folder.name))
 
 
@@ -168,7 +164,7 @@ def _new(folder: Path) -> Path:
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Others load with AutoTokenizer, which for some model types puts its own rules in the place of the file's."""
     sample = " ".join(list(tokenizer.get_vocab())[:200])
-    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    theirs: Any = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     if theirs.encode(sample) != tokenizer.encode(sample):
         raise ModelError(
             f"AutoTokenizer reads this tokenizer as {type(theirs).__name__}, which cuts texts otherwise than in "
@@ -191,7 +187,7 @@ def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, nam
             latent=LATENT,
             stages=_results(run),
             recipe=recipe,
-            about=json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None,
+            about=read_json(about, "versions") if about.is_file() else None,
         )
     )
 

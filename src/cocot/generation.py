@@ -24,12 +24,14 @@ from transformers.generation.streamers import BaseStreamer
 from cocot.curriculum import ThoughtSettings
 from cocot.decoding import as_folder_says, decoding, greedy, warn_of_folder
 from cocot.encoding import answer_in, answer_mark, decode, encode_question
-from cocot.errors import ConfigError, DataError, ModelError
+from cocot.errors import DataError, ModelError
 from cocot.model import context_length, thought_settings
+from cocot.tasks.problem import check_whole
 from cocot.thinking import Edit
 
 MOST_NEW_TOKENS = 256
 """Where nothing says how long an answer may be."""
+_MOST = 1_000_000
 
 EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
 """What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
@@ -120,10 +122,14 @@ def answer(
     Raises:
         DataError: a question does not fit into the model's context, or holds words the model does not know.
         ModelError: the model was not given thoughts, or was not trained to think and `num_thoughts` is None.
-        ConfigError: `num_thoughts` is negative, or `generation_config.json` asks for what does not go with thoughts.
+        ConfigError: `num_thoughts`, `max_new_tokens` or `batch_size` is no whole number, too small or too large; or
+            `generation_config.json` asks for what does not go with thoughts.
     """
     settings = thought_settings(model)
     count = _num_thoughts(settings, num_thoughts)
+    check_whole("batch_size", batch_size, 1, _MOST)
+    if max_new_tokens is not None:
+        check_whole("max_new_tokens", max_new_tokens, 1, _MOST)
     prompts = [encode_question(text, count, settings, tokenizer) for text in questions]
     room = _room(prompts, max_new_tokens, model, most_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -196,8 +202,7 @@ def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
             "this model was not trained to think, so its number of thoughts is unknown; "
             "say how many (num_thoughts=k, --thoughts k), 0 for words alone."
         )
-    if count < 0:
-        raise ConfigError(f"the number of thoughts is {count}; it must be 0 or more.")
+    check_whole("the number of thoughts", count, 0, _MOST)
     return count
 
 

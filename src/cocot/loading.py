@@ -4,7 +4,8 @@ In: a path or an id. Out: a model that was given thoughts, and its tokenizer.
 
     model, tokenizer = cocot.load("runs/demo/coconut")
 
-Nothing is unpickled, no code of the folder runs, and files that were changed since they were sealed are refused.
+Nothing is unpickled, no code of the folder runs (nor is anybody asked whether it may), and files that were changed
+since they were sealed are refused.
 Read next: `model.py`, `checksums.py`.
 """
 
@@ -22,6 +23,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -32,12 +34,16 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from cocot.bundled import bundled_models, locate
 from cocot.checksums import check
 from cocot.errors import CocotError, ModelError
 from cocot.model import give_thoughts
 
 _LOG = logging.getLogger("cocot")
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""Said at every call that could run a folder's code: left out, Hugging Face asks on the terminal, and waits there."""
 _PACKAGE = "package:"
 _PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
@@ -53,7 +59,7 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
         declared = get_tokenizer_config(source).get("tokenizer_class")
         # For some model types (qwen2) AutoTokenizer puts its own rules in the place of those in tokenizer.json.
         kind: Any = PreTrainedTokenizerFast if declared == "TokenizersBackend" else AutoTokenizer
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, **file)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(source, **file, **NO_CODE)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes up for a folder without one
             raise ValueError("it has no tokenizer.")
     return tokenizer
@@ -70,7 +76,7 @@ def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
         return {}
     with _explained(place) as source:
         config, _ = PreTrainedConfig.get_config_dict(source)
-    return dict(config.get("thoughts") or {})
+        return dict(config.get("thoughts") or {})
 
 
 def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -92,22 +98,45 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     place, file = _place(path_or_hub_id)
     check(Path(place))
     with _explained(place) as source:
+        if kwargs.get("trust_remote_code"):
+            raise ValueError("cocot never runs the code of a model; leave trust_remote_code out.")
         _check_shards(Path(source) / SAFE_WEIGHTS_INDEX_NAME)
         if not file:
             _check_implementations(PreTrainedConfig.get_config_dict(source)[0])
-        settings = {"dtype": torch.float32, **kwargs, **file, "use_safetensors": True, "output_loading_info": True}
         if file and kwargs.get("quantization_config"):
             raise ValueError("a GGUF file is quantized in its own way; load it, and save it as a folder, first.")
         if file:
-            settings["quantization_config"] = GgufConfig(dequantize=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **settings)
+            kwargs["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            _check_plain(source)
+        settings = {"dtype": torch.float32, **kwargs, **file, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **{**settings, **NO_CODE})
         model, loading = loaded
         if loading["missing_keys"]:  # Hugging Face fills these in at random
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
         _check_finite(model)
         _warn_of_unread(source, loading["unexpected_keys"])
-        tokenizer = load_tokenizer(path_or_hub_id)
+    tokenizer = load_tokenizer(path_or_hub_id)
+    with _explained(place):
         return give_thoughts(model, tokenizer), tokenizer
+
+
+def _check_plain(source: str) -> None:
+    """Refuse what Hugging Face would fetch from elsewhere: the base model of an adapter, a kernel of the Hub."""
+    find: Any = find_adapter_config_file  # has no annotations
+    if find(source) is not None:
+        raise ValueError(
+            "it is an adapter (adapter_config.json), not a whole model; merge it into its base model (merge_and_unload "
+            "of peft), and save that."
+        )
+    config = AutoConfig.from_pretrained(source, **NO_CODE)
+    kernels = [part for part in (config, *_sub_configs(config)) if "/" in str(part._attn_implementation)]
+    if kernels:
+        raise ValueError(f"its attention is code to fetch from the Hub ({kernels[0]._attn_implementation}).")
+
+
+def _sub_configs(config: Any) -> list[Any]:
+    return [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
 
 
 def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -129,7 +158,7 @@ def processes(cpu: bool = False) -> Any:
 
 def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:
     """The folder or Hub id that Hugging Face loads from, and for a GGUF file its name, as an argument."""
-    name = str(path_or_hub_id)
+    name = locate(path_or_hub_id)
     if name.startswith(_PACKAGE):
         name = str(_in_package(*name.removeprefix(_PACKAGE).split("/", maxsplit=1)))
     if name.endswith(".gguf"):
@@ -191,14 +220,20 @@ def _warn_of_unread(source: str, names: list[str]) -> None:
 
 @contextmanager
 def _explained(source: str) -> Iterator[str]:
-    """Turn what Hugging Face raises for a missing or damaged model into one line that says what to do."""
+    """Turn whatever Hugging Face raises for a missing or damaged model into one line that says what to do.
+
+    Files of strangers reach every corner of several libraries, so no list of exceptions would be complete.
+    """
     try:
         yield source
     except CocotError:
         raise
-    except Exception as error:  # of any kind: a file may hold anything in the place of what belongs there
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "allow custom code to be run" in str(error):
+            reason = "it needs code that comes with it, which cocot never runs."
         raise ModelError(
-            f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: {reason} "
-            "Give a folder with config.json, model.safetensors and tokenizer.json, or the id of a model on the Hub."
+            f"cannot load a model from {source!r}{'' if Path(source).exists() else ' (no such folder here)'}: "
+            f"{reason[:400]} Give a folder with config.json, model.safetensors and tokenizer.json, the id of a model "
+            f"on the Hub, or {' or '.join(bundled_models())}, which comes with cocot."
         ) from error

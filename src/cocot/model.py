@@ -29,12 +29,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cocot.batching import label_positions
 from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
-from cocot.errors import ModelError
+from cocot.errors import ConfigError, ModelError
 from cocot.own_head import run_head
 from cocot.passes import MODEL_TYPES, TrainingPasses
 from cocot.self_test import Passes, find_passes
 from cocot.thinking import CACHE, Edit, decoder_of, takes_positions, think
 from cocot.thinking import latent_columns as find_columns
+from cocot.typed_settings import build
 
 _HOOKED = "_old_forward"
 """Where accelerate's hook keeps the `forward` that it calls."""
@@ -285,11 +286,9 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     if not saved:
         raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
     try:
-        return ThoughtSettings(**saved)
-    except TypeError as error:  # not an object, or of other fields
-        raise ModelError(
-            f"`thoughts` in config.json is not what this version of cocot writes ({error}); use the one that wrote it."
-        ) from error
+        return build(ThoughtSettings, saved, "thoughts")
+    except ConfigError as error:
+        raise ModelError(f"the model's config.json is damaged, or of a newer version of cocot: {error}") from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:

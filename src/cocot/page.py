@@ -25,7 +25,7 @@ from cocot import charts
 from cocot.curriculum import ANSWER_MARK
 from cocot.errors import RunError
 from cocot.report import cells, read_table, shortcuts
-from cocot.runs import RunFolder, write_text
+from cocot.runs import RunFolder, read_json, write_text
 from cocot.search import Search
 from cocot.search_view import tables as tables_of
 from cocot.tasks.graphs import mentioned
@@ -77,7 +77,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     for run in runs.values():
         file = run.path / "run.json"
         if file.exists() and not origin:
-            origin = _origin(json.loads(file.read_text(encoding="utf-8")))
+            origin = _origin(read_json(file, "versions", "commit", "platform"))
     trees = {f"search{number}": _trees(search) for number, search in enumerate(searches.values())}
     page = _template("page.html").render(
         title=", ".join(folder.resolve().name for folder in folders),

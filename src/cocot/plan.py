@@ -136,9 +136,27 @@ def describe_set_aside(config: RunConfig, num_train: int, num_valid: int) -> str
 
 
 def steps_per_epoch(config: RunConfig) -> int:
-    """Optimizer steps an epoch; a file of problems is read for it."""
+    """Optimizer steps an epoch; a file of problems is read for it.
+
+    Raises:
+        ConfigError: an epoch is smaller than a batch.
+    """
     train, _ = problems_of_files(config)
-    return (config.data.num_train if train is None else len(train)) // config.train.batch_size
+    return num_batches(config, config.data.num_train if train is None else len(train))
+
+
+def num_batches(config: RunConfig, num_problems: int) -> int:
+    """Optimizer steps of an epoch of so many problems.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if num_problems < config.train.batch_size:
+        raise ConfigError(
+            f"an epoch of {num_problems} problems holds no batch of {config.train.batch_size}; "
+            "lower train.batch_size or give more problems."
+        )
+    return num_problems // config.train.batch_size
 
 
 def num_steps(config: RunConfig) -> int:
@@ -163,7 +181,7 @@ def describe_plan(config: RunConfig, num_problems: int) -> str:
     """The resolved schedule as a table: epochs, thoughts, steps left, learning rate, examples, optimizer steps."""
     rows = [("stage", "epochs", "thoughts", "steps left", "learning rate", "examples", "optimizer steps")]
     epoch = 0
-    steps_per_epoch = num_problems // config.train.batch_size
+    steps_per_epoch = num_batches(config, num_problems)
     for item in plan(config):
         stage = item.stage
         rows.append(

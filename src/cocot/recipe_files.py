@@ -1,24 +1,22 @@
 """Recipes: YAML files of a `RunConfig`, shipped or the user's own, with dotted overrides.
 
 In: the name of a shipped recipe or a path, and `--train.learning_rate 1e-4`-like overrides. Out: a `RunConfig`.
-Read next: `config.py` (every field), `recipes/`.
+A recipe, and the `config.yaml` of a run, is data: nothing that it says is imported, opened or run by reading it.
+Read next: `config.py` (every field), `plain_yaml.py`, `typed_settings.py`, `recipes/`.
 """
 
 from __future__ import annotations
 
-import re
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-
+from cocot import plain_yaml
 from cocot.config import RunConfig
 from cocot.errors import ConfigError
+from cocot.typed_settings import accepts_text, build, choose, parts, short, type_name, walk
 
 _SHIPPED = Path(__file__).with_name("recipes")
 
@@ -38,54 +36,79 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: no such recipe, an unknown key (the nearest name is suggested), or an impossible value.
     """
-    path = shipped_recipes().get(recipe, Path(recipe))
+    shipped = shipped_recipes()
+    path = shipped.get(recipe, Path(recipe))
     if not path.is_file():
-        raise ConfigError(f"no recipe {recipe!r}; give a YAML file or one of: {', '.join(shipped_recipes())}.")
-    _check_is_mapping(path)
-    parser = recipe_parser()
-    try:
-        values = parser.parse_args(["--config", str(path), *overrides])
-        chosen = parser.instantiate(values)
-        return RunConfig(**{field.name: chosen[field.name] for field in fields(RunConfig)})
-    except ArgumentError as error:
-        raise ConfigError(_explain(str(error))) from error
+        raise ConfigError(f"no recipe {recipe!r}: it is no YAML file; {choose(recipe, shipped)}")
+    values = plain_yaml.read_mapping(path)
+    for name, text in _pairs(overrides):
+        _set(values, name, _value(name, text))
+    return build(RunConfig, values)
 
 
-def recipe_parser() -> ArgumentParser:
-    """The parser of a recipe's fields, for its help."""
-    parser = ArgumentParser(prog="cocot train RECIPE", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(RunConfig)
-    return parser
-
-
-def field_names(kind: Any = RunConfig, path: str = "") -> Iterator[str]:
+def field_names() -> Iterator[str]:
     """Every dotted name of a recipe."""
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        name = f"{path}{field.name}"
-        yield name
-        for part in get_args(hints[field.name]) or (hints[field.name],):
-            if part is not NoneType and is_dataclass(part):
-                yield from field_names(part, f"{name}.")
+    return (name for name, *_ in walk(RunConfig))
 
 
-def _check_is_mapping(path: Path) -> None:
+def describe_fields() -> str:
+    """Every field of a recipe as an override: its type, its default, and what it means."""
+    blocks = ["Every field of a recipe. Each can follow `cocot train RECIPE` as --name value.\n"]
+    for name, kind, default, text in walk(RunConfig):
+        is_group = any(parts(kind))
+        shown = "" if default is MISSING or is_dataclass(default) else f" (default: {_shown(default)})"
+        head = name if is_group else f"--{name} {type_name(kind)}"
+        blocks.append(f"{head}{shown}\n{textwrap.indent(textwrap.fill(text, 100), '      ')}\n")
+    return "\n".join(blocks)
+
+
+def _shown(default: Any) -> str:
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default) or "''"
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and text of each override, `--name value` or `--name=value`."""
+    words = iter(overrides)
+    for word in words:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise ConfigError(f"unexpected argument {short(word)}; settings are given as --name value.")
+        value = text if equals else next(words, None)
+        if value is None or (not equals and value.startswith("--")):
+            if name not in set(field_names()):
+                value = ""  # the name is what is wrong
+            else:
+                raise ConfigError(f"--{name} has no value; give it one: --{name} VALUE.")
+        yield name, value
+
+
+def _value(name: str, text: str) -> Any:
+    """What a text on the command line stands for; where text is wanted it is taken as it is, but for `null`."""
+    kind = _kind(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no recipe: it must hold `name: value` lines, a `model:` among them.")
+        value = plain_yaml.parse(text) if text.strip() else text  # an empty shell variable is not meant as null
+    except ConfigError:
+        return text
+    return text if accepts_text(kind) and not isinstance(value, list | None) else value
 
 
-def _explain(message: str) -> str:
-    """One line, with the nearest known name where a key is unknown."""
-    line = " ".join(message.split())
-    group = re.search(r"""Group '([\w.]+)' does not accept|Parser key "([\w.]+)":.*Option '""", line)
-    named = re.search(r"[Oo]ption '([\w.]+)' is not accepted|accept option '([\w.]+)'|unrecognized.*?--([\w.]+)", line)
-    if named is None:
-        return line
-    wanted = ".".join(part for match in (group, named) if match for part in match.groups() if part)
-    near = get_close_matches(wanted, list(field_names()), n=1, cutoff=0.5)
-    return f"unknown key {wanted!r}" + (f"; did you mean {near[0]!r}?" if near else f": {line}")
+def _kind(name: str) -> Any:
+    """The type of a setting; Any inside mappings, and where there is no such setting."""
+    kinds: list[Any] = [RunConfig]
+    for part in name.split("."):
+        hints = [get_type_hints(kind) for kind in kinds if is_dataclass(kind)]
+        kind = next((hint[part] for hint in hints if part in hint), Any)
+        kinds = [kind, *get_args(kind)]
+    return kinds[0]
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name in nested mappings; parts that are not there, or null, are made."""
+    *path, last = name.split(".")
+    for part in path:
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
+        if not isinstance(values, dict):
+            raise ConfigError(f"unknown key {name!r}; {part!r} is {short(values)} and has no parts.")
+    values[last] = value

@@ -5,7 +5,6 @@ In: the content of `table.json`, or rows of evaluation results, `{values, tests:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from cocot.errors import CocotError, RunError
 from cocot.plan import align
-from cocot.runs import write_json, write_text
+from cocot.runs import read_json, write_json, write_text
 from cocot.tasks.problem import Problem, Task
 
 Row = dict[str, Any]
@@ -129,7 +128,7 @@ def read_table(folder: Path) -> Row | None:
     file = folder / "table.json"
     if not file.exists():
         return None
-    table: Row = json.loads(file.read_text(encoding="utf-8"))
+    table: Row = read_json(file)
     if table.get("schema") != SCHEMA:
         raise RunError(
             f"{file} is of schema {table.get('schema')}, and this version reads {SCHEMA}; the command that made it "

@@ -24,26 +24,51 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 import yaml
 
 from cocot.checksums import check, damage, is_sealed
 from cocot.config import RunConfig
-from cocot.errors import RunError
+from cocot.errors import ConfigError, RunError
 from cocot.recipe_files import read_recipe
 from cocot.tasks.problem import Problem
+from cocot.typed_settings import build, check_numbers, number, short
 
-_SHIPPED = Path(__file__).with_name("models")
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 _EXTRAS = ("peft",)
 _ABSENT = "not installed"
+_MEND = "Put it back from a copy, or train again in another --out folder."
+
+
+@dataclass(frozen=True)
+class _FinishedStage:
+    """An entry of state.json; `checkpoint` is relative to the run folder."""
+
+    name: str
+    epochs: int = number(0, low=0)
+    accuracy: float = number(0.0, low=0, high=1)
+    cut: float = number(0, low=0)
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "finished_stages")
+        path = Path(self.checkpoint)
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"the checkpoint {short(self.checkpoint)} lies outside the run folder.")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What state.json holds."""
+
+    finished_stages: list[_FinishedStage]
 
 
 class RunFolder:
@@ -66,7 +91,7 @@ class RunFolder:
         """
         resolved = json.loads(json.dumps(asdict(config)))
         if self.config.exists():
-            known = json.loads(json.dumps(asdict(read_recipe(str(self.config)))))  # settings it knew not have defaults
+            known = json.loads(json.dumps(asdict(self.read_config())))  # settings it knew not have defaults
             difference = _difference({**known, **_NOTES}, {**resolved, **_NOTES})
             if difference:
                 raise RunError(
@@ -80,6 +105,19 @@ class RunFolder:
             write_text(self.config, yaml.safe_dump(resolved, sort_keys=False))
         if not self._take_lock():
             raise RunError(f"another process is training in {self.path}; wait for it, or stop it.")
+
+    def read_config(self) -> RunConfig:
+        """The run's resolved recipe.
+
+        Raises:
+            RunError: `config.yaml` is not there, is damaged, or a newer version of cocot wrote it.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path} is no run folder: it has no config.yaml.")
+        try:
+            return read_recipe(str(self.config))
+        except ConfigError as error:
+            raise RunError(f"{self.config} is damaged, or of a newer version of cocot: {error}") from error
 
     def is_free(self) -> bool:
         """Whether no process is training here."""
@@ -111,7 +149,7 @@ class RunFolder:
         """
         file = self.path / "run.json"
         if file.exists():
-            known = json.loads(file.read_text())["data_fingerprint"]
+            known = str(read_json(file, "data_fingerprint")["data_fingerprint"])
             if known != fingerprint:
                 raise RunError(
                     f"{self.path} was begun on other data (fingerprint {known[:12]}, now {fingerprint[:12]}). "
@@ -119,13 +157,18 @@ class RunFolder:
                 )
             return
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-        known = {"seed": config.seed, "data_fingerprint": fingerprint, "num_processes": num_processes}
-        write_json(file, {**known, **environment()})
+        about = {"seed": config.seed, "data_fingerprint": fingerprint, "num_processes": num_processes}
+        write_json(file, {**about, **environment()})
 
     def finished_stages(self) -> list[dict[str, Any]]:
         """The stages that are done, in order: name, epochs, accuracy, checkpoint (relative to the folder)."""
         file = self.path / "state.json"
-        stages = list(json.loads(file.read_text())["finished_stages"]) if file.exists() else []
+        if not file.exists():
+            return []
+        try:
+            stages = [asdict(entry) for entry in build(_State, read_json(file)).finished_stages]
+        except ConfigError as error:
+            raise RunError(f"{file} is damaged, or of a newer version of cocot: {error} {_MEND}") from error
         for stage in stages:
             if not (self.path / stage["checkpoint"]).resolve().is_relative_to(self.path.resolve()):
                 raise RunError(f"{file} names the checkpoint {stage['checkpoint']!r}, which is not of this run.")
@@ -157,9 +200,16 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The entries of metrics.jsonl; a line that is cut off is left out."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [entry for entry in map(_entry, lines) if entry is not None]
+        """The entries of metrics.jsonl; a last line that a kill cut off is left out.
+
+        Raises:
+            RunError: another line is no entry.
+        """
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
+        entries = [_entry(line) for line in lines]
+        if None in entries[:-1]:
+            raise RunError(f"{self.metrics}: line {entries.index(None) + 1} is no log entry. {_MEND}")
+        return [entry for entry in entries if entry is not None]
 
     def rewind_log(self, stage: str, step: int) -> None:
         """Drop the entries of `stage` after `step`: a resumed run will log them again."""
@@ -169,27 +219,28 @@ class RunFolder:
 
 def _entry(line: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(line))
-    except json.JSONDecodeError:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    is_entry = isinstance(entry, dict) and isinstance(entry.get("stage"), str) and isinstance(entry.get("step"), int)
+    return entry if is_entry else None
 
 
-def own_copy(source: str) -> str:
-    """Where a model is; for the name of a run that comes with cocot, its copy in `runs/`, made on first use."""
-    shipped = _SHIPPED / source
-    if Path(source).exists() or not (shipped / "config.yaml").is_file():
-        return source
-    own = Path("runs") / source
-    if not own.exists():
-        own.parent.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=own.parent, prefix=".") as place:
-            whole = shutil.copytree(shipped, Path(place) / source)
-            try:
-                os.rename(whole, own)
-            except OSError:
-                if not own.exists():  # else another process was faster
-                    raise
-    return str(own)
+def read_json(file: Path, *names: str) -> dict[str, Any]:
+    """The object that a JSON file of ours holds.
+
+    Raises:
+        RunError: it holds something else, or an object without one of the `names`.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged: it is no JSON ({type(error).__name__}). {_MEND}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{file} is damaged: it holds no object. {_MEND}")
+    if lacking := [name for name in names if name not in content]:
+        raise RunError(f"{file} is damaged: it lacks {', '.join(lacking)}. {_MEND}")
+    return content
 
 
 def complete_checkpoints(stage: Path) -> list[Path]:
@@ -263,11 +314,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def must_be_writable(path: Path) -> None:
-    """Find out now, not after hours of answers, whether a file can be written: raises OSError if not."""
+    """Find out now, not after hours of answers, whether a file can be written: raises OSError if not. Makes nothing."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=path.parent):
+    with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
         pass
 
 

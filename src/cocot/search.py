@@ -17,7 +17,6 @@ Read next: `probing.py` (probabilities of texts), `tasks/graphs.py` (depth and h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,14 +36,15 @@ from cocot.generation import ThoughtRecorder
 from cocot.model import thought_settings
 from cocot.probing import continuation_log_probs
 from cocot.process import categorise
-from cocot.runs import replaced, write_json
+from cocot.runs import read_json, replaced, write_json
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned
-from cocot.tasks.problem import Graph, Problem, Task
+from cocot.tasks.problem import Graph, Problem, Task, check_whole
 
 SCHEMA = 1
 _ARRAYS, _TEXTS = "arrays.safetensors", "search.json"
 _NUM_NEAREST = 5
+_MOST_THOUGHTS, _MOST_BATCH = 10_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Search:
         file = Path(folder) / _TEXTS
         if not file.is_file():
             raise RunError(f"{folder} holds no search.json; make one with `cocot probe`.")
-        texts = json.loads(file.read_text(encoding="utf-8"))
+        texts = read_json(file, "schema", "problems")
         if texts["schema"] != SCHEMA:
             raise RunError(
                 f"{file} is of schema {texts['schema']}, and this version reads {SCHEMA}; run `cocot probe` again."
@@ -181,16 +181,19 @@ def probe_search(
         max_new_tokens: Longest text after the thoughts, in tokens; None as in `evaluate`.
 
     Raises:
+        ConfigError: a number is no whole number, too small or too large.
         DataError: there are no problems, or one has a graph and no steps, or its graph has a cycle.
         ModelError: the model was not given thoughts.
     """
     if not problems:
         raise DataError("there are no problems to probe.")
-    count = thought_settings(model).num_thoughts if num_thoughts is None else num_thoughts
+    count = (thought_settings(model).num_thoughts or 0) if num_thoughts is None else num_thoughts
+    check_whole("the number of thoughts", count, 0, _MOST_THOUGHTS)
+    check_whole("batch_size", batch_size, 1, _MOST_BATCH)
     with_graph = [index for index, problem in enumerate(problems) if problem.graph]
     graphs = [_graph(index, problems[index]) for index in with_graph]
     values, outputs, correct = [], [], []
-    for k in range((count or 0) + 1):
+    for k in range(count + 1):
         values.append(_values(model, tokenizer, [problems[index] for index in with_graph], graphs, k, batch_size))
         recorder = ThoughtRecorder(len(problems))
         records = evaluate(

@@ -10,7 +10,6 @@ Read next: `evaluation.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from cocot.config import RunConfig
 from cocot.errors import RunError
 from cocot.loading import saved_settings
 from cocot.plan import problems_of_files
-from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, fingerprint
+from cocot.runs import RunFolder, fingerprint, read_json
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem, Task
 
@@ -77,7 +75,7 @@ def select(
     """
     given = dict(settings or {})
     run = None if model is None else _run_of(Path(model))
-    config = read_recipe(str(run.config)) if run else None
+    config = run.read_config() if run else None
     name, grader = _grader(task, model, config)
     grading = tasks.get(name)
     if data is not None:
@@ -125,7 +123,7 @@ def _validated_on(run: RunFolder, config: RunConfig) -> tuple[list[Problem], str
     assert valid is not None
     if config.data.valid:
         return valid, f"the run's validation file, {len(valid):,} of {config.data.valid}"
-    about = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    about = read_json(run.path / "run.json", "data_fingerprint")
     if about["data_fingerprint"] != fingerprint([*(train or []), *valid]):
         raise RunError(
             f"{config.data.train} was changed after {run.path} was trained on it, so what was set aside is not known; "

@@ -22,11 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    SchedulerType,
     Trainer,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cocot.batching import EpochSampler, StageData, collate
@@ -42,6 +44,7 @@ from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
 from cocot.runs import RunFolder, cannot_write, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
+from cocot.typed_settings import choose, short
 
 _KEPT_CHECKPOINTS = 2
 
@@ -269,13 +272,6 @@ class StageTrainer(Trainer):
 def _arguments(
     planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int, validates_first: bool
 ) -> TrainingArguments:
-    schedulers = [scheduler.value for scheduler in SchedulerType]
-    if config.lr_scheduler not in schedulers:
-        raise ConfigError(f"train.lr_scheduler is {config.lr_scheduler!r}; choose one of: {', '.join(schedulers)}.")
-    available: Any = get_available_reporting_integrations  # has no annotations
-    absent = sorted(set(config.report_to) - set(available()))
-    if absent:
-        raise ConfigError(f"train.report_to names {', '.join(absent)}, which is not installed; pip install it.")
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=planned.stage.num_epochs,
@@ -296,6 +292,20 @@ def _arguments(
         disable_tqdm=True,
         seed=seed,
     )
+
+
+def check_reporters(config: TrainConfig) -> None:
+    """Refuse loggers that are not there, before anything is trained.
+
+    Raises:
+        ConfigError: `train.report_to` names one that is not installed, or that Hugging Face does not know.
+    """
+    available: Any = get_available_reporting_integrations  # has no annotations
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(f"train.report_to names {short(name)}; {choose(name, INTEGRATION_TO_CALLBACK)}")
+        if name not in available():
+            raise ConfigError(f"train.report_to names {name}, which is not installed; pip install it.")
 
 
 def uses_bf16(config: TrainConfig) -> bool:

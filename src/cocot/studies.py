@@ -18,11 +18,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cocot import plain_yaml
 from cocot.config import RunConfig
 from cocot.errors import ConfigError
 from cocot.recipe_files import read_recipe
+from cocot.typed_settings import choose
 
 _SHIPPED = Path(__file__).with_name("studies")
 METHOD, SEED = "curriculum.method", "seed"
@@ -79,8 +79,8 @@ class Study:
         if short not in names or not values:
             raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
         try:
-            return self.with_axis(names[short], [yaml.safe_load(value) for value in values.split(",")])
-        except yaml.YAMLError as error:
+            return self.with_axis(names[short], [plain_yaml.parse(value) for value in values.split(",")])
+        except ConfigError as error:
             raise ConfigError(f"{words!r}: give values with commas between and nothing else, {short}=2,3.") from error
 
 
@@ -117,12 +117,14 @@ def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
         ConfigError: an axis sets what no recipe has, or an impossible value.
     """
     options = [_options(axis, values) for axis, values in study.axes.items()]
-    made = []
+    made: list[Arm] = []
     for chosen in product(*options):
         values = {axis: value for axis, value, _ in chosen}
         own = [*overrides, *(word for *_, settings in chosen for word in _as_overrides(settings))]
         first, *rest = values.items()
         path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
+        if any(path == other.path for other in made):
+            raise ConfigError(f"{path} is there twice; name each value of an axis once.")
         made.append(Arm(values, own, read_recipe(study.recipe, own), path))
     return made
 
@@ -156,13 +158,13 @@ def read_study(name: str, scale: str) -> Study:
     """
     known = shipped_studies()
     if name not in known:
-        raise ConfigError(f"no study {name!r}; choose among: {', '.join(known)}.")
+        raise ConfigError(f"no study {name!r}; {choose(name, known)}")
     if scale not in known[name]:
-        raise ConfigError(f"study {name} has no scale {scale!r}; choose among: {', '.join(known[name])}.")
+        raise ConfigError(f"study {name} has no scale {scale!r}; {choose(scale, known[name])}")
     values = _read(_SHIPPED / f"{name}.yaml")
     merged = {**values, **values["scales"][scale]}
     return Study(**{item.name: merged[item.name] for item in fields(Study) if item.name in merged})
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return plain_yaml.read_mapping(path)

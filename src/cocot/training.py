@@ -35,22 +35,14 @@ from cocot.checksums import check, seal
 from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
 from cocot.encoding import encode_question, tokenize, with_head_room
-from cocot.errors import ConfigError, DataError, Interrupted
+from cocot.errors import DataError, Interrupted
 from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, context_length, give_thoughts
-from cocot.plan import (
-    Batches,
-    PlannedStage,
-    num_shared_stages,
-    num_thoughts,
-    plan,
-    split_batch,
-)
-from cocot.recipe_files import read_recipe
+from cocot.plan import Batches, PlannedStage, num_batches, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.run_problems import Data, prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
-from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
+from cocot.stage_trainer import StageTrainer, Validation, check_reporters, uses_bf16
 from cocot.tasks.problem import Problem, num_seen
 
 _LOG = logging.getLogger("cocot")
@@ -81,27 +73,30 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     stages = plan(config)
     data = prepare_data(config)
     first = data.train(stages[0], 0)
-    if len(first) < config.train.batch_size:
-        raise ConfigError(
-            f"an epoch of {len(first)} problems holds no batch of {config.train.batch_size}; "
-            "lower train.batch_size or give more problems."
-        )
+    num_batches(config, len(first))
+    check_reporters(config.train)
+    other = None if shares_with is None else RunFolder(shares_with)
+    num_shared = num_shared_stages(config, other.read_config()) if other else 0
     run = RunFolder(folder)
+    sample = vocabulary_sample(data, stages)
+    # Before anything is written: a model that cannot be made, or problems that it cannot read, leave no folder behind.
+    prepared = None if run.config.exists() else _prepare(config, stages, data, sample)
 
     def open_folder() -> None:
         run.open(config)
         run.describe(config, fingerprint([*first, *data.valid]))
         _warn_of_seen(config, first, data.valid)
-        if shares_with is not None:
-            other = read_recipe(str(RunFolder(shares_with).config))
-            run.adopt(RunFolder(shares_with), num_shared_stages(config, other))
+        if other is not None:
+            run.adopt(other, num_shared)
         _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
 
     try:
         _once(open_folder)
         if not run.model.exists():
             with _without_denormals():
-                _train_stages(config, stages, data, batches, run)
+                if prepared is None or run.finished_stages():
+                    prepared = _prepare(config, stages, data, sample, run)
+                _train_stages(config, stages, data, batches, run, sample, *prepared)
     except OSError as error:
         raise cannot_write(run.path, error) from error
     finally:
@@ -136,20 +131,34 @@ def _without_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+def _prepare(
+    config: RunConfig,
+    stages: Sequence[PlannedStage],
+    data: Data,
+    sample: Sequence[Problem],
+    run: RunFolder | None = None,
+) -> tuple[PreTrainedModel, Encoder]:
+    """The model at the start of the first stage that is not done, and what encodes its problems; all of them fit."""
+    model, tokenizer = prepare_model(config, sample, run)
+    encoder = Encoder(config.curriculum, tokenizer)
+    model.config.thoughts = replace(encoder.settings, task=config.data.task).to_json()
+    _check_lengths(config, stages, model, encoder, data)
+    return model, encoder
+
+
 def _train_stages(
     config: RunConfig,
     stages: Sequence[PlannedStage],
     data: Data,
     batches: Batches,
     run: RunFolder,
+    sample: Sequence[Problem],
+    model: PreTrainedModel,
+    encoder: Encoder,
 ) -> None:
     """Train every stage that is not done, then put the result in its place."""
-    sample = vocabulary_sample(data, stages)
-    model, tokenizer = prepare_model(config, sample, run)
-    encoder = Encoder(config.curriculum, tokenizer)
-    settings = replace(encoder.settings, task=config.data.task).to_json()
-    model.config.thoughts = settings
-    _check_lengths(config, stages, model, encoder, data)
+    tokenizer = cast(PreTrainedTokenizerBase, encoder.tokenizer)
+    settings = model.config.thoughts
     _once(lambda: print(batches, data.note, sep="\n" if data.note else "", file=sys.stderr))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once

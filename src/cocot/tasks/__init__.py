@@ -10,6 +10,7 @@ from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Graph, Problem, Task
 from cocot.tasks.prontoqa import ProntoQA
 from cocot.tasks.prosqa import ProsQA
+from cocot.typed_settings import choose, short
 
 __all__ = ["TASKS", "Graph", "Problem", "Task", "get"]
 
@@ -22,6 +23,6 @@ def get(name: str) -> Task:
     Raises:
         ConfigError: there is no such task.
     """
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}; choose one of: {', '.join(TASKS)}.")
+    if not isinstance(name, str) or name not in TASKS:
+        raise ConfigError(f"unknown task {short(name)}; {choose(name, TASKS)}")
     return TASKS[name]

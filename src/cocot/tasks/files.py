@@ -96,7 +96,7 @@ def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")  # a byte-order mark is no text
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"cannot read problems from {path}: {error}.") from error
     # Neither JSON nor a line of text holds a bare carriage return: it ends a line, as in Windows' and old Macs' files.
     yield from _items(path, text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -31,8 +31,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Problem, is_whole, mean_statistics
+from cocot.tasks.problem import Problem, check_request, check_whole, is_whole, mean_statistics
+from cocot.typed_settings import choose
 
+_MOST_NUMBER = 10**12
 _MARK = re.compile(r"<<([^<>]*)>>")
 _SUM = re.compile(r"[-+*/=()0-9\s]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9][,.])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
@@ -275,14 +277,13 @@ class GSM8k:
         Raises:
             ConfigError: a setting is unknown or impossible.
         """
-        if settings:
-            raise ConfigError(f"unknown GSM8k setting {next(iter(settings))!r}; choose one of: steps, largest.")
-        lengths = range(1, 7) if steps is None else [steps] if isinstance(steps, int) else list(steps)
+        check_request(count, seed)
+        for name in settings:
+            raise ConfigError(f"unknown GSM8k setting {name!r}; {choose(name, ('steps', 'largest'))}")
+        lengths = range(1, 7) if steps is None else list(steps) if isinstance(steps, Sequence) else [steps]
         if not lengths or not all(is_whole(length) and 1 <= length <= 6 for length in lengths):
             raise ConfigError(f"steps must be a whole number from 1 to 6, or a list of such, got {steps!r}.")
-        for name, value, low in (("count", count, 0), ("largest", largest, 12)):
-            if not is_whole(value) or value < low:
-                raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}.")
+        check_whole("largest", largest, 12, _MOST_NUMBER)
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         return [_tell(rng, rng.choice(lengths), largest) for _ in range(count)]
 

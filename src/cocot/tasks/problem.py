@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Protocol
 
-from cocot.errors import DataError
+from cocot.errors import ConfigError, DataError
+from cocot.typed_settings import short
+
+_MOST_PROBLEMS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,37 @@ def num_seen(problems: Sequence[Problem], seen: Sequence[Problem]) -> int:
     """How many of `problems` ask a question that one of `seen` asks, word for word; white space is free."""
     questions = {tuple(problem.question.split()) for problem in seen}
     return sum(tuple(problem.question.split()) in questions for problem in problems)
+
+
+def check_request(count: object, seed: object, **names: object) -> None:
+    """Refuse a count, a seed or a name that no generator can use.
+
+    Args:
+        count: How many problems.
+        seed: Any whole number.
+        **names: The settings whose values are names.
+
+    Raises:
+        ConfigError: one of them is of another type, or the count is negative or larger than can be made.
+    """
+    check_whole("count", count, 0, _MOST_PROBLEMS)
+    if not is_whole(seed):
+        raise ConfigError(f"seed must be a whole number, got {short(seed)}")
+    for name, value in names.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be a name, got {short(value)}")
+
+
+def check_whole(name: str, value: object, low: int, high: int, why: str = "") -> None:
+    """Refuse what is no whole number between `low` (`why` says where that comes from) and `high`.
+
+    Raises:
+        ConfigError: with the name and the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name} must be a whole number of at least {low}{why}, got {short(value)}")
+    if value > high:
+        raise ConfigError(f"{name} must be a whole number of at most {high}, got {short(value)}")
 
 
 def is_whole(value: object) -> bool:

@@ -34,7 +34,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Problem, is_whole, mean_statistics
+from cocot.tasks.problem import Problem, check_request, is_whole, mean_statistics
+from cocot.typed_settings import choose
 
 _PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -311,22 +312,22 @@ class ProntoQA:
 
         Source: arXiv 2210.01240 and its public generator; arXiv 2412.06769, section 4.1.
         """
-        if settings:
-            raise ConfigError(
-                f"unknown ProntoQA setting {next(iter(settings))!r}; choose one of: mode, hops, rendering, distractors."
-            )
+        check_request(count, seed, mode=mode, rendering=rendering)
+        for name in settings:
+            known = ("mode", "hops", "rendering", "distractors")
+            raise ConfigError(f"unknown ProntoQA setting {name!r}; {choose(name, known)}")
         if mode not in _MODES:
-            raise ConfigError(f"unknown ProntoQA mode {mode!r}; choose one of: {', '.join(_MODES)}.")
+            raise ConfigError(f"unknown ProntoQA mode {mode!r}; {choose(mode, _MODES)}")
         if rendering not in _RENDERINGS:
-            raise ConfigError(f"unknown ProntoQA rendering {rendering!r}; choose one of: {', '.join(_RENDERINGS)}.")
+            raise ConfigError(f"unknown ProntoQA rendering {rendering!r}; {choose(rendering, _RENDERINGS)}")
+        if not isinstance(distractors, bool):
+            raise ConfigError(f"distractors must be true or false, got {distractors!r}.")
         (draw, most), write = _MODES[mode], _RENDERINGS[rendering]
         lengths = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
         if not lengths or not all(is_whole(length) and 1 <= length <= most for length in lengths):
             raise ConfigError(
                 f"hops must be a whole number from 1 to {most} in mode {mode!r}, or a list of such, got {hops!r}."
             )
-        if not is_whole(count) or count < 0:
-            raise ConfigError(f"count must be a whole number of at least 0, got {count!r}.")
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         return [write(rng, draw(rng, rng.choice(lengths), distractors)) for _ in range(count)]
 

@@ -31,7 +31,7 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks.problem import Graph, Problem, is_whole, mean_statistics
+from cocot.tasks.problem import Graph, Problem, check_request, check_whole, mean_statistics
 
 _Edge = tuple[int, int]
 _Leaves = tuple[list[int], list[int]]  # those below root 0 alone, those below root 1 alone
@@ -222,6 +222,7 @@ class _Rendering(NamedTuple):
     answer: str
 
 
+_MOST_NODES = 100_000
 _RENDERINGS = {
     "sentences": _Rendering(
         _sentence_names, "Every ", "{} is a {}.", "{facts} Is {root} a {} or {}?", "{root} is a {target}."
@@ -259,22 +260,19 @@ def _known(kind: str, table: Mapping[str, _T], name: str) -> _T:
     raise ConfigError(f"unknown ProsQA {kind} {name!r}: {hint}choose one of {', '.join(table)}")
 
 
-def _check_whole(name: str, value: object, least: int, why: str = "") -> None:
-    if not is_whole(value) or value < least:  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
-
-
 def _sizes(rendering: str, layers: int | Sequence[int], width: int, nodes: int | None) -> _Sizes:
     """Check the sizes of mode `balanced`, and that the rendering has names for so many nodes."""
     depths = tuple(layers) if isinstance(layers, Sequence) else (layers,)
     if not depths:
         raise ConfigError(f"layers={layers!r} is empty: give one whole number or several to draw from")
     for depth in depths:
-        _check_whole("layers", depth, 1)
-    _check_whole("width", width, 1)
+        check_whole("layers", depth, 1, _MOST_NODES)
+    check_whole("width", width, 1, _MOST_NODES)
     tree_nodes, most = 2 + 2 * max(depths) * width, 2 + len(_CONCEPTS)
+    if tree_nodes > _MOST_NODES:
+        raise ConfigError(f"layers and width make {tree_nodes} nodes; the most is {_MOST_NODES}")
     if nodes is not None:
-        _check_whole("nodes", nodes, tree_nodes, " (2 roots + 2 families x layers x width)")
+        check_whole("nodes", nodes, tree_nodes, _MOST_NODES, " (2 roots + 2 families x layers x width)")
     if rendering == "sentences" and (nodes or tree_nodes) > most:
         raise ConfigError(
             f"{nodes or tree_nodes} nodes are more than rendering 'sentences' has names for ({most}): "
@@ -359,8 +357,8 @@ class ProsQA:
 
         Source: arXiv 2412.06769, appendix A.2 "ProsQA".
         """
+        check_request(count, seed, mode=mode, rendering=rendering)
         sampler, renderer = _known("mode", _SAMPLERS, mode), _known("rendering", _RENDERINGS, rendering)
-        _check_whole("count", count, 0)
         given = {"layers": layers, "width": width, "nodes": nodes}
         for name in settings:
             _known("setting", {"mode": mode, "rendering": rendering, **given}, name)
