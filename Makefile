@@ -3,7 +3,7 @@
 # make test-matrix   the suite with the oldest and the newest transformers that are supported
 # make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo model test test-matrix lint fuzz bench gpu clean
+.PHONY: demo model models test test-matrix lint fuzz bench gpu clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,6 +51,11 @@ test-matrix:
 	  .venv-matrix/bin/python -m pip list | grep -E '^(torch|transformers|accelerate|peft) '; \
 	  .venv-matrix/bin/python -m pytest -n 2; \
 	done
+
+# docs/models.md: every class of transformers against the definition; minutes
+models: .venv/ready
+	$(BIN)/python tests/every_model.py > .models.md
+	mv .models.md docs/models.md
 
 bench: .venv/ready
 	$(BIN)/cocot bench

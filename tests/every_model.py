@@ -10,16 +10,19 @@ those of the oracle: one row, no padding, no cache, all columns anew for every t
 from __future__ import annotations
 
 import random
+import warnings
 from dataclasses import dataclass, field
 
 import reference
 import torch
-from tiny_models import VOCABULARY, tiny_model
+import transformers
+from tiny_models import MODEL_TYPES, VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from cocot.errors import ModelError
 from cocot.model import give_thoughts
+from cocot.self_test import find_passes
 
 START, END, LATENT, EOS = "<|start-latent|>", "<|end-latent|>", "<|latent|>", "<eos>"
 LATENT_ID, EOS_ID = 60, VOCABULARY - 1
@@ -29,6 +32,10 @@ LAYOUTS = ((5, 2, 4), (9,), (2, 1, 6), (3, 3, 2), (3,), (1, 1, 2))
 NEW_TOKENS = 3
 TOLERANCE = 1e-5
 """Largest difference from the oracle that counts as equal, relative to the largest entry."""
+
+
+class NotBuilt(Exception):
+    """Transformers does not make this class from its small configuration; cocot has no part in it."""
 
 
 @dataclass
@@ -49,7 +56,13 @@ class Verdict:
 
     @property
     def worst(self):
+        """The largest of the differences."""
         return max(self.differences.values(), default=0.0)
+
+    @property
+    def word(self):
+        """`equal`, `refused`, or what must not be: `wrong`."""
+        return "refused" if self.reason else "equal" if self.worst <= TOLERANCE else "wrong"
 
 
 def make_tokenizer():
@@ -97,14 +110,17 @@ def check(model_type: str) -> Verdict:
 
 
 def _check(model_type, dtype):
-    model = tiny_model(model_type, dtype=dtype)
+    try:
+        model = tiny_model(model_type, dtype=dtype)
+    except Exception as error:  # of transformers, on a configuration of its own
+        raise NotBuilt(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from error
     verdict = Verdict(type(model).__name__)
     try:
         give_thoughts(model, make_tokenizer())
     except ModelError as error:
         verdict.reason = str(error)
         return verdict
-    verdict.ways = f"{model.passes.training}, {model.passes.inference}"
+    verdict.ways = f"{model.thought_passes.training}, {model.thought_passes.inference}"
     rows, found = make_rows(), verdict.differences
     batch = pad(rows)
     loss, logits, gradients = reference.batch_results(model, rows, LATENT_ID)
@@ -143,3 +159,61 @@ def _generation(model, rows):
     banned = [58, 59, LATENT_ID, EOS_ID]
     expected = [reference.greedy(model, ids, LATENT_ID, EOS_ID, banned, NEW_TOKENS) for ids, _ in rows]
     return float(written != expected)
+
+
+PAGE = """# Model classes
+
+Made by `make models` with transformers {version}; do not edit. Every class of transformers' causal-LM mapping, small and
+with random weights, against the definition: logits alone and in a padded batch, the loss, all gradients, and greedy
+generation. *Difference* is the largest of these, relative to the largest entry. *Training* and *inference* say how the
+passes of a sequence with thoughts run: `shared` is the fast path, `cached` goes on from the cache of the passes before,
+and `recomputed` reads everything before a thought anew, which takes time but is right where a cache cannot be continued
+or not be differentiated. A refused class gets a `ModelError` with the reason, before anything is trained.
+
+{equal} of {total} types are equal, {refused} are refused, {absent} were not built.
+
+| model type | class | verdict | difference | training | inference |
+|---|---|---|---:|---|---|
+{rows}
+
+## Refused
+
+{reasons}
+
+## Not built
+
+{missing}
+"""
+
+
+def page():
+    """`docs/models.md`."""
+    found, missing = {}, {}
+    for model_type in MODEL_TYPES:
+        try:
+            found[model_type] = check(model_type)
+        except NotBuilt as error:
+            missing[model_type] = str(error)
+    rows = [
+        f"| {kind} | {verdict.name} | {verdict.word} | "
+        + (" | | |" if verdict.reason else f"{verdict.worst:.0e} | {verdict.ways.replace(', ', ' | ', 1)} |")
+        for kind, verdict in found.items()
+    ]
+    words = [verdict.word for verdict in found.values()]
+    return PAGE.format(
+        version=transformers.__version__,
+        equal=words.count("equal"),
+        total=len(MODEL_TYPES),
+        refused=words.count("refused"),
+        absent=len(missing),
+        rows="\n".join(rows),
+        reasons="\n".join(f"- {kind}: {verdict.reason}" for kind, verdict in found.items() if verdict.reason),
+        missing="\n".join(f"- {kind}: {reason}" for kind, reason in missing.items()),
+    )
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    print(page(), end="")

@@ -415,3 +415,84 @@ def test_unknown_names_of_the_module_are_errors():
 
     with pytest.raises(AttributeError, match="ThinkingAbacus"):
         _ = cocot.model.ThinkingAbacus
+
+
+def test_a_model_over_several_places_thinks(folder, tmp_path):
+    """With layers on disk, accelerate's hook replaces the object's `forward`: thoughts are read as thoughts all the same."""
+    places = {
+        "transformer.h.1": "disk",
+        **dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.h.0"), "cpu"),
+    }
+    places |= {"transformer.drop": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    model, _ = cocot.load(folder, device_map=places, offload_folder=str(tmp_path / "disk"))
+    assert "forward" in vars(model)
+    ids = make_ids(thoughts=(3, 4))
+    with torch.no_grad():
+        assert close(model(input_ids=ids).logits, make_thinker("gpt2")(input_ids=ids).logits)
+
+
+def test_a_replaced_forward_is_refused():
+    """A `forward` set on the object would go on reading `<|latent|>` as a word."""
+    model = make_model("gpt2")
+    model.forward = model.forward
+    with pytest.raises(ModelError, match="GPT2LMHeadModel was replaced"):
+        cocot.give_thoughts(model, TOKENIZER)
+
+
+@pytest.mark.parametrize("in_config", [False, True], ids=["argument", "config"])
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions", "output_router_logits"])
+def test_outputs_of_the_last_pass_alone_are_refused(name, in_config):
+    """What could only come back in part is an error, with thoughts and in training; text alone has it."""
+    model, ids = make_thinker("gpt2", attn_implementation="eager"), make_ids(thoughts=(3,))
+    if in_config:
+        setattr(model.config, name, True)
+    asked = {} if in_config else {name: True}
+    with pytest.raises(ModelError, match=name):
+        model(input_ids=ids, **asked)
+    with pytest.raises(ModelError, match=name):
+        model.train()(input_ids=make_ids(), labels=labels_of(make_ids()), **asked)
+    if name == "output_hidden_states":
+        assert len(model.eval()(input_ids=make_ids(), **asked).hidden_states) == 3
+
+
+@pytest.mark.parametrize("in_config", [False, True], ids=["argument", "config"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_tuple_is_returned_where_one_is_asked_for(mode, in_config):
+    """`return_dict=False` holds with thoughts and in training, also when it stands in the config."""
+    model, ids = make_thinker("gpt2"), make_ids(thoughts=(3,))
+    expected = getattr(model, mode)()(input_ids=ids, labels=labels_of(ids))
+    model.config.return_dict = not in_config
+    got = model(input_ids=ids, labels=labels_of(ids), **({} if in_config else {"return_dict": False}))
+    assert isinstance(got, tuple)
+    assert torch.equal(got[0], expected.loss)
+    if mode == "eval":
+        assert torch.equal(got[1], expected.logits)
+
+
+VARIANTS = {
+    "gpt2": (
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"reorder_and_upcast_attn": True},
+        {"scale_attn_weights": False},
+    ),
+    "llama": ({"attention_bias": True}, {"mlp_bias": True}, {"head_dim": 16}),
+    "gpt_neox": ({"use_parallel_residual": False}, {"attention_bias": False}),
+    "mistral": ({"head_dim": 16}, {"sliding_window": None}),
+    "qwen3": ({"attention_bias": True},),
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), [(name, one) for name, all_ in VARIANTS.items() for one in all_])
+def test_a_variant_of_a_class_shares_passes_only_where_its_gradients_are_right(name, settings):
+    """Settings that change what attention computes: the loss and gradients of the way that was found are the oracle's."""
+    import reference
+
+    model = make_thinker(name, **settings)
+    ids = make_ids(thoughts=(3, 4))
+    labels = labels_of(ids)
+    loss, got = step(model, input_ids=ids, labels=labels)
+    rows = list(zip(ids.tolist(), labels.tolist(), strict=True))
+    expected, _, gradients = reference.batch_results(model.eval(), rows, LATENT_ID)
+    assert close(loss, expected)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    assert all((got[key] - gradients[key]).abs().max() <= TOLERANCE * largest for key in got)

@@ -4,8 +4,11 @@ import pytest
 import reference
 import torch
 from conftest import LATENT_ID, MODELS, make_model, make_thinker
+from every_model import make_tokenizer
+from tiny_models import tiny_model
 
 from cocot.errors import DataError
+from cocot.model import give_thoughts
 from cocot.probing import continuation_log_probs
 
 # Largest difference allowed to a log-probability. Measured, worst of this file: 9.5e-7.
@@ -25,6 +28,18 @@ def test_log_probabilities_are_those_of_the_definition(name):
             assert value == pytest.approx(reference.log_probability(bare, prompt, text, LATENT_ID), abs=TOLERANCE)
             changed = [*prompt[:-1], 18]  # negative control: another prompt, another number
             assert abs(value - reference.log_probability(bare, changed, text, LATENT_ID)) > 100 * TOLERANCE
+
+
+def test_a_cache_that_cannot_be_continued_is_not():
+    """A state-space model, whose cache takes one token at a time, has the oracle's numbers, too."""
+    model = give_thoughts(tiny_model("mamba"), make_tokenizer())
+    assert model.thought_passes.inference == "recomputed"
+    prompts = [[60 if token == LATENT_ID else token for token in prompt] for prompt in PROMPTS]
+    got = continuation_log_probs(model, prompts, CONTINUATIONS)
+    assert [len(values) for values in got] == [2, 3, 1, 0]
+    for prompt, texts, values in zip(prompts, CONTINUATIONS, got, strict=True):
+        for text, value in zip(texts, values.tolist(), strict=True):
+            assert value == pytest.approx(reference.log_probability(model, prompt, text, 60), abs=TOLERANCE)
 
 
 def test_the_question_is_read_once():

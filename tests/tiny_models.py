@@ -1,8 +1,8 @@
 """A small random model of every class in transformers' causal-LM mapping: what `test_every_model.py` sweeps.
 
 `tiny_model("llama")` builds one in milliseconds. Sizes shrink by the names that configurations give them (`SIZES`),
-lists with an entry a layer keep one layer of every kind, and `PARTICULAR` has what only one family calls by its name. Chance
-is taken out: no dropout, no jitter in routers. Weights are drawn so large that outputs depend on all inputs.
+lists with an entry a layer keep one layer of every kind, and `PARTICULAR` has what only one family calls by its name.
+Chance is taken out: no dropout, no jitter in routers. Weights are drawn so large that outputs depend on all inputs.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def export(source: str | Path, folder: Path) -> None:
     settings = thought_settings(model)
     if settings.num_thoughts is None:
         raise ModelError(f"{source} was not trained to think, so there is nothing to export; train it first.")
-    model.config.thoughts = replace(settings, recomputes=cast(Any, model).passes.inference == "recomputed").to_json()
+    recomputes = cast(Any, model).thought_passes.inference == "recomputed"
+    model.config.thoughts = replace(settings, recomputes=recomputes).to_json()
     tokenizer.chat_template = chat_template(settings, tokenizer)
     old: Any = model.generation_config
     make: Any = GenerationConfig  # its constructor has no annotations

@@ -49,7 +49,7 @@ class Thoughts:
     """
 
     config: Any
-    passes: Passes
+    thought_passes: Passes
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -128,7 +128,7 @@ class Thoughts:
         asked_dict = kwargs.pop("return_dict", None)
         as_tuple = not (self.config.return_dict if asked_dict is None else asked_dict)
         num_items = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
-        passes = _Passes(model, given, gathers and not use_cache, has_thoughts=bool(latent_columns))
+        passes = _Passes(model, given, bool(use_cache), gathers, has_thoughts=bool(latent_columns))
         output = think(
             decoder_of(model),
             model.get_input_embeddings()(input_ids),
@@ -159,18 +159,21 @@ class _Passes:
         settings: For `think`.
     """
 
-    def __init__(self, model: Any, given: Any, may_share: bool, has_thoughts: bool) -> None:
-        way = model.passes.training if model.training and torch.is_grad_enabled() else model.passes.inference
-        self._shared = TrainingPasses(model) if way == "shared" and may_share and given is None else None
+    def __init__(self, model: Any, given: Any, use_cache: bool, gathers: bool, has_thoughts: bool) -> None:
+        runs_backward = model.training and torch.is_grad_enabled()
+        way = model.thought_passes.training if runs_backward else model.thought_passes.inference
+        may_share = gathers and not use_cache and given is None
+        self._shared = TrainingPasses(model) if way == "shared" and may_share else None
         recomputes = way == "recomputed"
         if has_thoughts:
             _check_cache(model, given, self._shared is not None, recomputes)
         if self._shared:
             self.settings: dict[str, Any] = {"cache": self._shared.cache, "surround": self._shared.surround}
         else:
-            needs_cache = given is None and not recomputes
-            cache = DynamicCache(config=model.config) if needs_cache else given
-            self.settings = {"cache": cache, "recomputes": recomputes}
+            # A decoder that reads everything anew makes the cache that it needs by itself.
+            cache = DynamicCache(config=model.config) if given is None and not recomputes else given
+            keeps_cache = use_cache or cache is not None
+            self.settings = {"cache": cache, "recomputes": recomputes, "use_cache": keeps_cache}
 
     def masks(self, attention_mask: Any, input_ids: Tensor) -> Any:
         """The masks as these passes take them."""
@@ -205,7 +208,7 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         )
     if not isinstance(model, Thoughts):
         _own_forward(model)
-        cast(Any, model).passes = find_passes(model)
+        cast(Any, model).thought_passes = find_passes(model)
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
         model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()

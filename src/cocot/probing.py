@@ -43,6 +43,8 @@ def continuation_log_probs(
     if not any(continuations) or not all(prompts) or not all(text for texts in continuations for text in texts):
         raise DataError("a prompt or a continuation has no tokens, or there are none; give each at least one token.")
     device = model.device
+    if model.thought_passes.inference == "recomputed":
+        return _in_one_pass(model, prompts, continuations)
     prompt_ids, prompt_mask = padded(prompts, "left", device)
     cache = DynamicCache(config=model.config)
     first = model(prompt_ids, attention_mask=prompt_mask, cache=cache, logits_to_keep=1).logits
@@ -57,6 +59,19 @@ def continuation_log_probs(
         logits = torch.cat([logits, later], dim=1)
     token_log_probs = logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     return list((token_log_probs * mask).sum(dim=1).split(counts))
+
+
+def _in_one_pass(
+    model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[Tensor]:
+    """The same for a model whose cache cannot be continued by several tokens: every text with its prompt anew."""
+    texts = [text for own in continuations for text in own]
+    rows = [[*prompt, *text] for prompt, own in zip(prompts, continuations, strict=True) for text in own]
+    ids, mask = padded(rows, "left", model.device)
+    log_probs = model(ids, attention_mask=mask).logits.float().log_softmax(-1)
+    told = log_probs[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    sums = torch.stack([row[-len(text) :].sum() for row, text in zip(told, texts, strict=True)])
+    return list(sums.split([len(own) for own in continuations]))
 
 
 def padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class _SelfTest:
                 self._same(whole.last_hidden_state[:, :-2], first), "its positions see later ones (it is not causal)."
             )
             expected = self._rows_alone()
-            both = self._think(self.both, recomputes=True, cache=None)
+            both = self._think(self.both, recomputes=True, cache=None, use_cache=False)
             self._expect(
                 self._same(both[self.mask.bool()], expected), "a row padded on its left gets other numbers than alone."
             )
@@ -140,7 +140,9 @@ class _SelfTest:
             embeddings = self.both[row : row + 1, start:]
             is_latent = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
             is_latent[:, splits] = True
-            output = think(self.decoder, embeddings, is_latent, cache=None, columns=splits, recomputes=True)
+            output = think(
+                self.decoder, embeddings, is_latent, cache=None, columns=splits, recomputes=True, use_cache=False
+            )
             states.append(output.last_hidden_state[0])
         return torch.cat(states)
 
@@ -160,7 +162,7 @@ class _SelfTest:
         is_latent[:, list(_SPLITS)] = True
         settings = {"columns": list(_SPLITS)}
         cached = think(self.decoder, self.alone, is_latent, cache=self._new_cache(), **settings)  # type: ignore[arg-type]
-        anew = think(self.decoder, self.alone, is_latent, cache=None, recomputes=True, **settings)  # type: ignore[arg-type]
+        anew = think(self.decoder, self.alone, is_latent, cache=None, recomputes=True, use_cache=False, **settings)  # type: ignore[arg-type]
         return self._same(cached.last_hidden_state, anew.last_hidden_state)
 
     def _check_generation(self) -> None:
@@ -192,7 +194,7 @@ class _SelfTest:
     def _training(self) -> Literal["shared", "cached", "recomputed"]:
         """The fastest way of training whose gradients are those of passes that read everything anew."""
         with torch.enable_grad():
-            expected = self._gradient(lambda row: self._think(row, recomputes=True, cache=None))
+            expected = self._gradient(lambda row: self._think(row, recomputes=True, cache=None, use_cache=False))
             if can_share(self.model) and self._succeeds(lambda: self._same(self._gradient(self._shared), expected)):
                 return "shared"
             if self._succeeds(lambda: self._same(self._gradient(self._think), expected)):

@@ -47,6 +47,7 @@ def think(
     edit_thought: Edit | None = None,
     surround: Callable[[int, int], AbstractContextManager[None]] = lambda number, num_columns: nullcontext(),
     recomputes: bool = False,
+    use_cache: bool = True,
     **kwargs: Any,
 ) -> Any:
     """Run `decoder` with every latent position fed by the hidden state of the position before it.
@@ -68,6 +69,7 @@ def think(
         edit_thought: What becomes of the thoughts of a pass before they are fed back; for experiments.
         surround: What a pass runs in, given its number and how many columns it reads.
         recomputes: Whether every pass reads all columns from the first, and only the last one fills the cache.
+        use_cache: Without it nothing is cached; that takes `recomputes`.
         **kwargs: Passed to every call of the decoder.
 
     Returns:
@@ -90,7 +92,7 @@ def think(
             first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
             segments[number] = torch.cat([first, segment[:, 1:]], dim=1)
         begin = 0 if recomputes else start
-        fills_cache = cache is not None and (not recomputes or number == len(edges) - 1)
+        fills_cache = use_cache and (not recomputes or number == len(edges) - 1)
         with surround(number, end - begin):
             output = decoder(
                 inputs_embeds=torch.cat(segments[: number + 1], dim=1) if recomputes else segments[number],
@@ -98,7 +100,7 @@ def think(
                 use_cache=fills_cache,
                 return_dict=True,
                 **({} if position_ids is None else {"position_ids": position_ids[:, begin:end]}),
-                **({CACHE: cache} if fills_cache else {}),
+                **({CACHE: cache} if fills_cache and cache is not None else {}),
                 **kwargs,
             )
         hidden.append(output.last_hidden_state)
