@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cocot.errors import ModelError
 from cocot.model import give_thoughts
-from cocot.self_test import find_passes
 
 START, END, LATENT, EOS = "<|start-latent|>", "<|end-latent|>", "<|latent|>", "<eos>"
 LATENT_ID, EOS_ID = 60, VOCABULARY - 1
@@ -163,8 +162,8 @@ def _generation(model, rows):
 
 PAGE = """# Model classes
 
-Made by `make models` with transformers {version}; do not edit. Every class of transformers' causal-LM mapping, small and
-with random weights, against the definition: logits alone and in a padded batch, the loss, all gradients, and greedy
+Made by `make models` with transformers {version}; do not edit. Every class of transformers' causal-LM mapping, small
+and with random weights, against the definition: logits alone and in a padded batch, the loss, all gradients, and greedy
 generation. *Difference* is the largest of these, relative to the largest entry. *Training* and *inference* say how the
 passes of a sequence with thoughts run: `shared` is the fast path, `cached` goes on from the cache of the passes before,
 and `recomputed` reads everything before a thought anew, which takes time but is right where a cache cannot be continued

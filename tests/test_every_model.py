@@ -11,6 +11,7 @@ from tiny_models import MODEL_TYPES
 
 from cocot.errors import ModelError
 from cocot.model import give_thoughts
+from cocot.self_test import find_passes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 DOCUMENTED = dict(re.findall(r"^\| (\S+) \| \S+ \| (\w+) \|", PAGE, flags=re.M))
@@ -110,7 +111,7 @@ def test_the_self_test_leaves_no_trace():
     """Random state, mode and generation settings are as before it."""
     model = every_model.tiny_model("gpt2").train()
     state, generation = torch.get_rng_state(), model.generation_config
-    every_model.find_passes(model)
+    find_passes(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert model.generation_config is generation

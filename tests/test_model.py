@@ -418,7 +418,7 @@ def test_unknown_names_of_the_module_are_errors():
 
 
 def test_a_model_over_several_places_thinks(folder, tmp_path):
-    """With layers on disk, accelerate's hook replaces the object's `forward`: thoughts are read as thoughts all the same."""
+    """With layers on disk, accelerate's hook replaces the object's `forward`; thoughts are thoughts all the same."""
     places = {
         "transformer.h.1": "disk",
         **dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.h.0"), "cpu"),
@@ -484,7 +484,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize(("name", "settings"), [(name, one) for name, all_ in VARIANTS.items() for one in all_])
 def test_a_variant_of_a_class_shares_passes_only_where_its_gradients_are_right(name, settings):
-    """Settings that change what attention computes: the loss and gradients of the way that was found are the oracle's."""
+    """Settings that change what attention computes: loss and gradients are the oracle's by the way that was found."""
     import reference
 
     model = make_thinker(name, **settings)

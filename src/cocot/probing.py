@@ -71,7 +71,7 @@ def _in_one_pass(
     log_probs = model(ids, attention_mask=mask).logits.float().log_softmax(-1)
     told = log_probs[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
     sums = torch.stack([row[-len(text) :].sum() for row, text in zip(told, texts, strict=True)])
-    return list(sums.split([len(own) for own in continuations]))
+    return list(torch.split(sums, [len(own) for own in continuations]))
 
 
 def padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
