@@ -10,12 +10,12 @@ import pytest
 from runs_support import tiny_config
 
 from cocot import tasks
+from cocot.bundled import locate
 from cocot.cli import main
 from cocot.errors import DataError, RunError
 from cocot.loading import saved_settings
 from cocot.plan import problems_of_files, steps_per_epoch
 from cocot.run_problems import prepare_data
-from cocot.runs import _SHIPPED
 from cocot.selection import select
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
@@ -115,7 +115,7 @@ def test_a_model_of_before_is_graded_as_its_run_says(trained: Path, tmp_path: Pa
         assert select(str(place)).grader == "gsm8k (the run's config.yaml)"
     alone = shutil.copytree(old / "model", tmp_path / "alone")
     assert select(str(alone), count=1).grader.startswith("prosqa (the default, as nothing names another")
-    assert select(str(_SHIPPED / "prosqa-small"), count=1).grader == "prosqa (the run's config.yaml)"
+    assert select(locate("prosqa-small"), count=1).grader == "prosqa (the run's config.yaml)"
 
 
 def test_one_model_one_number(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
