@@ -10,7 +10,6 @@ Read next: `model.py`, `self_test.py`, which use it.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +52,7 @@ def _with(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    twin = copy.copy(module)
+    twin: nn.Module = object.__new__(type(module))  # `copy` would initialise a model anew that FSDP shares out
+    twin.__dict__.update(module.__dict__)
     twin._modules = dict(module._modules)
     return twin
