@@ -1,4 +1,4 @@
-"""Give thoughts to any Hugging Face causal language model, in place.
+"""Give thoughts to a Hugging Face causal language model, in place.
 
 In: a causal language model and its tokenizer. Out: the same object, of a subclass that overrides only `forward`:
 parameters, keys, config, `generate`, `Trainer` and PEFT go on working.
