@@ -4,6 +4,7 @@ Nothing here needs the network. Models are Hugging Face's own classes with rando
 on inputs; see `reference.py` for the slow oracle that they are compared with.
 """
 
+import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,6 +74,7 @@ CONFIGS = {
 MODELS = tuple(CONFIGS)
 PROBLEMS = tuple(ProsQA().generate(24, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2, nodes=16))
 TOKENIZER = build_tokenizer(PROBLEMS)
+_THINKERS = {}
 LATENT_ID = TOKENIZER.convert_tokens_to_ids("<|latent|>")
 
 
@@ -85,8 +87,12 @@ def make_model(name, seed=0, attn_implementation="sdpa", dtype=torch.float32, **
 
 
 def make_thinker(name, seed=0, **settings):
-    """`make_model`, given thoughts."""
-    return give_thoughts(make_model(name, seed, **settings), TOKENIZER)
+    """`make_model`, given thoughts; a copy of one that is made once, since the self-test takes its time."""
+    key = repr((name, seed, sorted(settings.items())))
+    if key not in _THINKERS:
+        _THINKERS[key] = give_thoughts(make_model(name, seed, **settings), TOKENIZER)
+    torch.manual_seed(seed)
+    return copy.deepcopy(_THINKERS[key])
 
 
 @pytest.fixture(scope="session")

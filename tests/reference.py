@@ -16,7 +16,9 @@ def embeddings(model, ids, latent_id, detach=False, shift=0.0):
     """
     ids = torch.as_tensor(ids)
     embeds = list(model.get_input_embeddings()(ids))
-    decoder = model.model if hasattr(model, "model") else model.get_decoder()  # some have no `get_decoder` of their own
+    decoder = model.get_decoder()
+    if decoder is model or isinstance(decoder, torch.nn.Linear):  # of classes without a `get_decoder` of their own
+        decoder = model.model
     for number, position in enumerate((ids == latent_id).nonzero().flatten().tolist()):
         thought = decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0, position - 1]
         thought = thought.detach() if detach else thought

@@ -31,7 +31,7 @@ from cocot.batching import label_positions
 from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ConfigError, ModelError
 from cocot.own_head import run_head
-from cocot.passes import MODEL_TYPES, TrainingPasses
+from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
 from cocot.self_test import Passes, find_passes
 from cocot.thinking import CACHE, Edit, decoder_of, takes_positions, think
 from cocot.thinking import latent_columns as find_columns
@@ -162,7 +162,7 @@ class _Passes:
     def __init__(self, model: Any, given: Any, use_cache: bool, gathers: bool, has_thoughts: bool) -> None:
         runs_backward = model.training and torch.is_grad_enabled()
         way = model.thought_passes.training if runs_backward else model.thought_passes.inference
-        may_share = gathers and not use_cache and given is None
+        may_share = gathers and not use_cache and given is None and can_share(model)  # attention may be another since
         self._shared = TrainingPasses(model) if way == "shared" and may_share else None
         recomputes = way == "recomputed"
         if has_thoughts:
