@@ -18,7 +18,7 @@ SEAL = "checksums.json"
 
 def seal(folder: Path) -> None:
     """Declare a folder whole, as it is now."""
-    sums = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+    sums = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
     partial = folder / f".{SEAL}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(sums, file, indent=2)

@@ -91,7 +91,9 @@ class Training:
         """Whether the process ended well; raises if it failed."""
         code = self._process.poll() if self._process else None
         if code:
-            lines = self.run.log_file.read_text(errors="replace").strip().splitlines() or ["no output"]
+            lines = self.run.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [
+                "no output"
+            ]
             log = self.run.log_file
             raise RunError(f"training {self.name} failed with exit code {code}: {lines[-1]} (log: {log})")
         self.seconds = time.monotonic() - self._began
