@@ -16,11 +16,11 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
-    ("typed_settings", "plain_yaml", "checksums", "bundled"),
+    ("typed_settings", "plain_yaml", "checksums", "bundled", "compatibility", "machine", "write_errors"),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("thinking", "own_head", "deferred", "passes", "self_test"),
-    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
+    ("launch", "batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
     ("decoding", "generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (

@@ -28,7 +28,6 @@ from cocot.errors import RunError
 from cocot.plan import plan
 from cocot.runs import (
     RunFolder,
-    cannot_write,
     complete_checkpoints,
     environment,
     fingerprint,
@@ -39,6 +38,7 @@ from cocot.runs import (
 )
 from cocot.tasks.prosqa import ProsQA
 from cocot.training import prepare_data
+from cocot.write_errors import cannot_write
 
 CONFIG = tiny_config()
 
