@@ -1,6 +1,6 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
-# make test-matrix   the suite with the oldest and the newest transformers that are supported
+# make test-matrix   the suite with transformers 5.17.0 and 5.24, the oldest and the newest that are supported
 # make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
 .PHONY: demo model models test test-matrix lint fuzz bench gpu clean
@@ -42,7 +42,7 @@ fuzz: .venv/ready
 
 # an environment of its own for each version; all other packages as in constraints.txt, where they allow it
 test-matrix:
-	set -e; for version in ==5.17.0 ''; do \
+	set -e; for version in ==5.17.0 ==5.24.*; do \
 	  rm -rf .venv-matrix; $(PYTHON) -m venv .venv-matrix; \
 	  grep -E '^(torch|numpy|pytest|selenium|altair)==' constraints.txt > .venv-matrix/constraints.txt; \
 	  .venv-matrix/bin/python -m pip install --quiet --constraint .venv-matrix/constraints.txt torch numpy; \

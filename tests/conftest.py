@@ -99,3 +99,16 @@ def make_thinker(name, seed=0, **settings):
 def tokenizer():
     """One token a word of ProsQA; read it, do not change it."""
     return TOKENIZER
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many launches of several processes were tried twice: a regression shows here before it shows in failures."""
+    counts = dict.fromkeys(("launches", "retries"), 0)
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "call":
+            for name, value in report.user_properties:
+                counts[name] = counts.get(name, 0) + value
+    if counts["launches"]:
+        terminalreporter.write_line(
+            f"launches of several processes: {counts['launches']}, tried twice: {counts['retries']}"
+        )

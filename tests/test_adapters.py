@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,7 +26,6 @@ from cocot.errors import ConfigError, RunError
 from cocot.model import add_tokens
 from cocot.run_problems import prepare_data
 from cocot.runs import RunFolder, complete_checkpoints
-from cocot.stage_trainer import check_fsdp
 from cocot.training import train
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
@@ -220,6 +219,17 @@ def test_gradients_through_four_bits_are_those_of_the_values_they_stand_for(llam
     assert max(float((grads[name] - true_grads[name]).abs().max()) for name in grads) < TOLERANCE * largest
 
 
+def test_bitsandbytes_itself_stays_as_it_was(llama: Path) -> None:
+    """Layers of a model that cocot loaded are kept as they are stored; those of other models in the process are not."""
+    modules, functional = import_module("bitsandbytes.nn.modules"), import_module("bitsandbytes.functional")
+    assert modules.has_avx512bf16 is functional.has_avx512bf16
+    model, _ = cocot.load(llama, **in_four_bits(torch.float32))
+    flags = {part.support_avx512bf16_for_cpu for part in model.modules() if isinstance(part, modules.Linear4bit)}
+    assert flags == {False}
+    assert modules.has_avx512bf16 is functional.has_avx512bf16
+    assert modules.Linear4bit(8, 8).support_avx512bf16_for_cpu == functional.has_avx512bf16()
+
+
 def test_a_run_on_four_bits_ends_as_the_plain_model_that_was_validated(llama: Path, tmp_path: Path) -> None:
     """Merged into the values that the 4 bits stand for: the same answers as the best adapter's, no trace of 4 bits."""
     run = train(config_of(llama, QLORA), tmp_path / "run")
@@ -249,10 +259,13 @@ def test_four_bits_where_they_do_not_fit_are_refused(base: Path, tmp_path: Path)
         train(config_of(base, QLORA), tmp_path / "run")
 
 
-def test_an_adapter_under_fsdp_is_refused() -> None:
-    plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=False)
+def test_an_adapter_under_fsdp_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the model is looked for, as `accelerate launch --use_fsdp` asks."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match=r"model\.lora does not go with FSDP"):
-        check_fsdp(plugin, adapted(make_thinker("llama")))
+        train(config_of(tmp_path / "no such model"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -16,11 +16,11 @@ ROOT = Path(cocot.__file__).parent
 # `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
 FLOORS = (
     ("errors",),
-    ("typed_settings", "plain_yaml", "checksums", "bundled"),
+    ("typed_settings", "plain_yaml", "checksums", "bundled", "compatibility", "machine", "write_errors"),
     ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
     ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
     ("thinking", "own_head", "deferred", "passes", "self_test"),
-    ("batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
+    ("launch", "batching", "model", "loading", "adapters", "scratch", "optimizers", "runs", "selection"),
     ("decoding", "generation", "probing", "custom_generate", "harness"),
     ("process", "evaluation", "controls", "search", "frontiers"),
     (
@@ -128,3 +128,61 @@ def test_the_front_door_opens_on_use():
     assert "torch" in loaded
     with pytest.raises(AttributeError, match="abacus"):
         _ = cocot.abacus
+
+
+UNIX_ONLY = ("fcntl", "termios", "resource", "pwd", "grp", "tty", "pty")
+WITHOUT_UNIX = """
+import builtins, sys
+
+def import_as_on_windows(name, globals=None, *rest, **named):
+    if name in sys.argv[1].split(",") and (globals or {}).get("__name__", "").startswith("cocot"):
+        raise ModuleNotFoundError(f"no module {name} on Windows")
+    return real(name, globals, *rest, **named)
+
+real, builtins.__import__ = builtins.__import__, import_as_on_windows
+sys.modules["fcntl"] = None  # which the lock needs, and which others can do without
+from cocot.cli import main
+for command in (["--help"], ["ask", "prosqa-small", "1 2 ; ? 2 1 1"], ["eval", "prosqa-small", "-n", "4"],
+                ["export", "prosqa-small", "out"]):
+    try:
+        code = main(command)
+    except SystemExit as end:
+        code = end.code
+    assert not code, command
+from importlib import import_module
+for name in sys.argv[2].split(","):
+    import_module(name)
+"""
+
+
+def test_what_only_unix_has_is_not_needed(tmp_path):
+    """`ask`, `eval` and `export` run, and every module is imported, where those of UNIX_ONLY are missing."""
+    modules = ",".join(f"cocot.{name}" for name in HEIGHT if not name.endswith("__main__"))
+    command = [sys.executable, "-c", WITHOUT_UNIX, ",".join(UNIX_ONLY), modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "custom_generate" / "generate.py").exists()
+
+
+def test_text_files_have_an_encoding():
+    """Windows would read and write a file that is opened without one in the code page of the country."""
+    found = [
+        f"{name}:{call.lineno}"
+        for name, path in MODULES.items()
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name)
+        if is_text(call) and "encoding" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not found
+
+
+def is_text(call):
+    """Whether a call opens, reads or writes text, as far as its name and its mode tell."""
+    constants = [
+        part for part in [*call.args, *(word.value for word in call.keywords)] if isinstance(part, ast.Constant)
+    ]
+    is_binary = any("b" in part.value for part in constants if isinstance(part.value, str))
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "open" and not is_binary
+    opens = call.func.attr == "open" and all(isinstance(part, ast.Constant) for part in call.args)
+    return call.func.attr in ("read_text", "write_text") or (opens and not is_binary)

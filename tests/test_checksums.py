@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cocot import checksums
 from cocot.checksums import SEAL, check, damage, is_sealed, seal
 from cocot.errors import RunError
 
@@ -61,3 +66,59 @@ def test_a_folder_that_was_never_sealed_is_not_ours_to_judge(tmp_path: Path) -> 
     (tmp_path / "weights").write_bytes(b"x")
     assert not is_sealed(tmp_path)
     check(tmp_path)
+
+
+@pytest.fixture
+def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read to be hashed, as they are."""
+    names: list[str] = []
+    real = hashlib.file_digest
+
+    def noted(file: Any, kind: str) -> Any:
+        names.append(Path(file.name).name)
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    return names
+
+
+def put_in_place(file: Path) -> None:
+    """Another content of the same size and the same time of change."""
+    times = file.stat()
+    other = file.with_name("other")
+    other.write_bytes(bytes(len(file.read_bytes())))
+    os.replace(other, file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def write_over(file: Path) -> None:
+    """The same, in the same file."""
+    times = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(bytes(times.st_size))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [put_in_place, write_over, *DAMAGE.values()])
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, digests: list[str], change: Callable[[Path], object]
+) -> None:
+    """However it was changed: also to the same size, with its time of change put back."""
+    monkeypatch.setattr(checksums, "_TICK", -1)  # without waiting for the files to be old
+    check(folder)
+    check(folder)
+    assert sorted(digests) == ["state", "weights"]
+    time.sleep(0.1)  # more than the clock of the file system
+    change(folder / "weights")
+    assert damage(folder) == ["weights"]
+
+
+@pytest.mark.parametrize("change", [put_in_place, write_over])
+def test_a_file_that_was_just_written_is_read_again(
+    folder: Path, digests: list[str], change: Callable[[Path], object]
+) -> None:
+    """Its next change might fall within the same tick of the clock and look like none."""
+    check(folder)
+    change(folder / "weights")
+    assert damage(folder) == ["weights"]
+    assert digests.count("weights") == 2

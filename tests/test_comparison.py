@@ -38,6 +38,7 @@ def interrupt_once(run: RunFolder) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.distributed
 def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     assert (copy / "trainer_state.json").read_bytes() == (checkpoint / "trainer_state.json").read_bytes()
 
 
+@pytest.mark.distributed
 def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
     assert (out / "table.json").exists()
 
 
+@pytest.mark.distributed
 def test_a_finished_run_with_other_settings_is_not_taken_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from runs_support import environment as child_environment
 from runs_support import tiny_config, write_recipe
+from safetensors import SafetensorError
 
 import cocot
 from cocot.bundled import is_bundled, locate
@@ -29,6 +38,7 @@ from cocot.runs import (
 )
 from cocot.tasks.prosqa import ProsQA
 from cocot.training import prepare_data
+from cocot.write_errors import cannot_write
 
 CONFIG = tiny_config()
 
@@ -98,6 +108,36 @@ def test_two_cannot_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFi
     again = RunFolder(tmp_path / "run")
     again.open(CONFIG)
     again.close()
+
+
+HOLDER = """
+import sys, time
+from cocot.recipe_files import read_recipe
+from cocot.runs import RunFolder
+run = RunFolder(sys.argv[1])
+run.open(read_recipe(sys.argv[2]))
+print("open", flush=True)
+time.sleep(60)
+"""
+"""A process that trains in a folder, as far as others can see."""
+
+
+@pytest.mark.distributed
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    """Two real processes: the second is refused while the first lives, and gets the folder after its SIGKILL."""
+    recipe = write_recipe(tmp_path / "mine.yaml", CONFIG)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(recipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        assert not RunFolder(tmp_path / "run").is_free()
+        second = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+        assert "RunError: another process is training in" in second.stderr
+        holder.send_signal(signal.SIGKILL)
+    run = RunFolder(tmp_path / "run")
+    assert run.is_free()
+    run.open(CONFIG)
+    run.close()
 
 
 def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
@@ -261,3 +301,65 @@ def test_a_checkpoint_lies_in_its_run(checkpoint: str, tmp_path: Path) -> None:
     run.finish_stage({"name": "a", "epochs": 1, "accuracy": 0.5, "checkpoint": checkpoint})
     with pytest.raises(RunError, match="outside the run folder"):
         run.finished_stages()
+
+
+FAILURES: dict[str, tuple[Exception, str]] = {
+    **{
+        errno.errorcode[number]: (
+            OSError(number, os.strerror(number), "x/optimizer.pt"),
+            r"the disk is full.*make room",
+        )
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    },
+    **{
+        errno.errorcode[number]: (
+            OSError(number, os.strerror(number), "x"),
+            r"read-only for this user.*make it writable",
+        )
+        for number in (errno.EACCES, errno.EPERM, errno.EROFS)
+    },
+    "safetensors, full": (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        r"the disk is full.*No space left",
+    ),
+    "safetensors, read-only": (
+        SafetensorError("I/O error: Permission denied (os error 13)"),
+        "read-only for this user",
+    ),
+    "safetensors, other": (SafetensorError("invalid dtype"), "SafetensorError: invalid dtype"),
+    "PyTorch's writer": (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 60800 vs 60692"),
+        r"RuntimeError: .*unexpected pos.*PyTorch does not say why; [\d,]+ MiB are free there",
+    ),
+    "EIO": (OSError(errno.EIO, os.strerror(errno.EIO), "x"), "OSError: .*Input/output error"),
+    "ENOTDIR": (NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "x"), "NotADirectoryError: .*Not a dir"),
+    "no number": (ConnectionResetError("peer is gone"), "ConnectionResetError: peer is gone"),
+    "CUDA": (
+        torch.AcceleratorError("CUDA error: an illegal memory access"),
+        "AcceleratorError: CUDA error: an illegal",
+    ),
+    "GPU memory": (
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to"),
+        "OutOfMemoryError: CUDA out of memory. Tried",
+    ),
+    "a bug": (KeyError("moment"), "KeyError: 'moment'"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_what_kept_a_file_from_being_written_is_named(tmp_path: Path, kind: str) -> None:
+    """In one line: a full disk, a read-only folder, or the error's own kind and text, and never a guess."""
+    error, expected = FAILURES[kind]
+    message = str(cannot_write(tmp_path / "checkpoint-3", error))
+    assert message.startswith(f"could not write {tmp_path / 'checkpoint-3'}: ")
+    assert re.search(expected, message), message
+    assert "\n" not in message
+    for text in ("disk is full", "read-only"):
+        assert (text in message) == (text in expected), message
+
+
+def test_the_number_of_an_error_behind_an_error_counts() -> None:
+    """A library's own error, raised from one of the operating system."""
+    error = ValueError("cannot save")
+    error.__cause__ = OSError(errno.ENOSPC, "full")
+    assert "the disk is full" in str(cannot_write(Path("x"), error))

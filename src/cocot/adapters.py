@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from cocot.checksums import check
 from cocot.config import LoraSettings
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS
 from cocot.errors import ConfigError, ModelError
@@ -43,7 +41,7 @@ def with_adapter(
         tokenizer: Its tokenizer.
         settings: The adapter's shape.
         seed: Seeds a new adapter.
-        saved: A checkpoint with an adapter; None for a new one.
+        saved: A checkpoint with an adapter, whose files were checked; None for a new one.
 
     Returns:
         A `PeftModel`. What trains in it: the adapter's matrices, and the rows of the thought and pause tokens in the
@@ -53,7 +51,6 @@ def with_adapter(
         ConfigError: peft is not installed, cannot put an adapter on the modules that are named, or changes what the
             model computes before anything is trained.
         ModelError: the saved adapter is of another shape.
-        RunError: files of the checkpoint are not what was written there.
     """
     try:
         import peft
@@ -64,7 +61,6 @@ def with_adapter(
     with warnings.catch_warnings():  # peft still uses names that transformers will drop; nobody here can help it
         warnings.simplefilter("ignore", FutureWarning)
         if saved is not None:
-            check(saved)
             try:
                 return _bare(peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True))
             except (RuntimeError, ValueError) as error:
@@ -94,11 +90,6 @@ def in_four_bits(compute_dtype: torch.dtype) -> dict[str, Any]:
     """
     if find_spec("bitsandbytes") is None:
         raise ConfigError("model.lora.quantize takes the package bitsandbytes: pip install 'cocot[qlora]'.")
-    layers: Any = import_module("bitsandbytes.nn.modules")
-
-    # On a CPU with AVX512-BF16 any call in eval() packs the weights anew, and gradients through them are then wrong
-    # (bitsandbytes 0.50.2: by as much as they are large); small layers fail.
-    layers.has_avx512bf16 = lambda: False
     config: Any = BitsAndBytesConfig  # has no annotations
     quantization = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
     return {"quantization_config": quantization}

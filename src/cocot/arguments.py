@@ -86,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--problems", type=_POSITIVE, default=1000, help="fresh problems to evaluate on (default: %(default)s)"
     )
     sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
-    sub.add_argument("--jobs", type=_POSITIVE, default=1, help="trainings at a time, each with its share of the cores")
+    sub.add_argument(
+        "--jobs", type=_POSITIVE, default=1, help="trainings at a time, each with its share of the cores and a GPU"
+    )
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
 
     sub = add(
@@ -109,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--problems", type=_POSITIVE, help="problems a test set (default: as the study says)")
     sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
-    sub.add_argument("--jobs", type=_POSITIVE, help="trainings at a time (default: one a core on a CPU, else 1)")
+    sub.add_argument("--jobs", type=_POSITIVE, help="trainings at a time (default: one for each core on a CPU, else 1)")
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
     )

@@ -23,6 +23,8 @@ from cocot.runs import RunFolder
 
 ACCURACY, CUT = "eval_accuracy", "eval_cut"
 _ONE_SIGNAL = 2.0  # seconds
+_SECONDS_BETWEEN_AGREEMENTS = 1.0
+_TICK = 1e-3  # seconds; some clocks stand still for longer than a step
 
 
 class Pace(TrainerCallback):
@@ -34,12 +36,25 @@ class Pace(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer  # a `StageTrainer`, which stands above this module
-        self.is_interrupted: bool = False
+        self.is_interrupted: bool = False  # any of the processes, as all know
+        self._has_signal: bool = False  # this process
         self._since = math.inf  # when the first signal came
+        self._next_agreement = 0  # optimizer step
+        self._last_agreement = time.monotonic(), 0  # when, and after which step
 
-    def agree(self) -> bool:
-        """Whether any of the processes was interrupted: they must stop after the same step."""
-        self.is_interrupted = self._trainer.anywhere(self.is_interrupted)
+    def agree(self, step: int) -> bool:
+        """Whether any of the processes was interrupted: they must stop after the same step, so all ask after the same.
+
+        Asking makes a GPU finish its work. So they do not ask after every step: next after as many as take
+        `_SECONDS_BETWEEN_AGREEMENTS` in the slowest process.
+        """
+        (since, last), now = self._last_agreement, time.monotonic()
+        has_signal, seconds = self._trainer.largest(self._has_signal, (now - since) / max(1, step - last))
+        self.is_interrupted, self._last_agreement = bool(has_signal), (now, step)
+        is_alone = self._trainer.accelerator.num_processes == 1
+        self._next_agreement = step + (
+            1 if is_alone else max(1, int(_SECONDS_BETWEEN_AGREEMENTS / max(seconds, _TICK)))
+        )
         return self.is_interrupted
 
     def _at_epoch_end(self, state: TrainerState) -> bool:
@@ -54,9 +69,11 @@ class Pace(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
-        self.agree()
-        is_due = self.is_interrupted or state.global_step % self._trainer.config.save_steps == 0
-        control.should_save = is_due and not self._at_epoch_end(state)
+        step, is_epoch_end = state.global_step, self._at_epoch_end(state)
+        is_due = step % self._trainer.config.save_steps == 0
+        if is_due or is_epoch_end or step >= self._next_agreement:
+            self.agree(step)
+        control.should_save = (is_due or self.is_interrupted) and not is_epoch_end
         control.should_training_stop |= self.is_interrupted
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -71,7 +88,7 @@ class Pace(TrainerCallback):
         def note(signal_number: int, frame: FrameType | None) -> None:
             if time.monotonic() - self._since > _ONE_SIGNAL:
                 raise KeyboardInterrupt
-            self.is_interrupted, self._since = True, min(self._since, time.monotonic())
+            self._has_signal, self._since = True, min(self._since, time.monotonic())
 
         if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             yield

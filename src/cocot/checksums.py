@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from cocot.errors import RunError
 
 SEAL = "checksums.json"
+_TICK = 2 * 10**9  # nanoseconds: a file that changes again within the clock of its file system looks the same
+_known: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Digests of files that were read before, with what `os.stat` said of each then."""
 
 
 def seal(folder: Path) -> None:
     """Declare a folder whole, as it is now."""
-    sums = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+    sums = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
     partial = folder / f".{SEAL}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(sums, file, indent=2)
@@ -63,5 +67,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
+    """The sha256 of a file. One that has not changed since this process last read it is not read again."""
+    place, before = path.absolute(), _signature(path)
+    signature, digest = _known.get(place, ((), ""))
+    if signature == before:
+        return digest
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed_at = before[-1]
+    if _signature(path) == before and time.time_ns() - changed_at > _TICK:
+        _known[place] = before, digest
+    return digest
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """What differs once a file has been written to or replaced; its last part is a time that no program can set."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -162,6 +162,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from cocot.comparison import compare, make_trainings
     from cocot.estimates import describe_plan, estimate
+    from cocot.machine import allowed_cores
     from cocot.report import plain, shortcuts
     from cocot.studies import SEED, arms, read_study
 
@@ -173,7 +174,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / f"{args.study}_{args.scale}"
     chosen = arms(study, args.overrides)
     is_on_cpu = chosen[0].config.train.device == "cpu"
-    jobs = args.jobs if args.jobs is not None else (os.cpu_count() or 1) if is_on_cpu else 1
+    jobs = args.jobs if args.jobs is not None else allowed_cores() if is_on_cpu else 1
     _hush()
     trainings = make_trainings(study, chosen, out)
     print(f"{args.study} at scale {args.scale}: {study.note}\nmeasuring every run in miniature ...", flush=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from tempfile import mkdtemp
 from cocot.config import RunConfig
 from cocot.controls import control_names
 from cocot.curriculum import LATENT
+from cocot.machine import allowed_cores
 from cocot.plan import align, num_steps, plan, problems_of_files, steps_per_epoch
 from cocot.recipe_files import read_recipe
 from cocot.runs import RunFolder, read_json, write_json
@@ -82,7 +82,7 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
 
 def _key(training: Training, jobs: int) -> str:
     """What an estimate depends on."""
-    values = [asdict(training.config), training.num_shared, jobs, os.cpu_count()]
+    values = [asdict(training.config), training.num_shared, jobs, allowed_cores()]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -39,6 +39,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from cocot.bundled import bundled_models, locate
 from cocot.checksums import check
 from cocot.errors import CocotError, ModelError
+from cocot.launch import check_together
 from cocot.model import give_thoughts
 
 _LOG = logging.getLogger("cocot")
@@ -95,8 +96,12 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
             safetensors, or one of its files names files or code outside of the folder.
         RunError: files of the folder are not what was written there.
     """
+    check(Path(_place(path_or_hub_id)[0]))
+    return _load_unchecked(path_or_hub_id, **kwargs)
+
+
+def _load_unchecked(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     place, file = _place(path_or_hub_id)
-    check(Path(place))
     with _explained(place) as source:
         if kwargs.get("trust_remote_code"):
             raise ValueError("cocot never runs the code of a model; leave trust_remote_code out.")
@@ -114,11 +119,29 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
         model, loading = loaded
         if loading["missing_keys"]:  # Hugging Face fills these in at random
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
+        _keep_unpacked(model)
         _check_finite(model)
         _warn_of_unread(source, loading["unexpected_keys"])
     tokenizer = load_tokenizer(path_or_hub_id)
     with _explained(place):
         return give_thoughts(model, tokenizer), tokenizer
+
+
+def load_together(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load`, in all processes of a launch at once: the first of each node checks the files. All must call."""
+    check_together(Path(_place(path_or_hub_id)[0]))
+    return _load_unchecked(path_or_hub_id, **kwargs)
+
+
+def _keep_unpacked(model: PreTrainedModel) -> None:
+    """Keep the 4-bit layers of this model as they are stored.
+
+    On a CPU with AVX512-BF16 any call in eval() packs the weights again, and gradients through them are then wrong
+    (bitsandbytes 0.50.2: by as much as they are large); small layers fail.
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            cast(Any, part).support_avx512bf16_for_cpu = False
 
 
 def _check_plain(source: str) -> None:
@@ -140,9 +163,10 @@ def _sub_configs(config: Any) -> list[Any]:
 
 
 def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load`, onto this process's device: see `processes`."""
-    model, tokenizer = load(path_or_hub_id)
-    cast(Any, model).to(processes(cpu).device)
+    """`load_together`, onto this process's device: see `processes`."""
+    device = processes(cpu).device
+    model, tokenizer = load_together(path_or_hub_id)
+    cast(Any, model).to(device)
     return model, tokenizer
 
 

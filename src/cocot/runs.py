@@ -13,7 +13,6 @@ Read next: `training.py`, which fills it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,9 +27,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from cocot.checksums import check, damage, is_sealed
 from cocot.config import RunConfig
@@ -81,7 +81,7 @@ class RunFolder:
         self.best = self.path / "best"
         self.metrics = self.path / "metrics.jsonl"
         self.log_file = self.path.with_name(f"{self.path.name}.log")  # what a process that trains here prints
-        self._lock: TextIO | None = None
+        self._lock = FileLock(self.path / "lock", blocking=False, thread_local=False)
 
     def open(self, config: RunConfig) -> None:
         """Make the folder, or take up the run that lies in it.
@@ -128,18 +128,16 @@ class RunFolder:
         return is_free
 
     def _take_lock(self) -> bool:
-        self._lock = (self.path / "lock").open("w")
+        """Whether we have it now; the operating system gives it back when this process ends, even by a kill."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
+            self._lock.acquire()
+        except Timeout:
             return False
         return True
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.release()
 
     def describe(self, config: RunConfig, fingerprint: str) -> None:
         """Write down where the run's numbers come from.
@@ -319,15 +317,6 @@ def must_be_writable(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
         pass
-
-
-def cannot_write(path: Path, error: Exception) -> RunError:
-    """The error to raise when a file of a run could not be written."""
-    reason = " ".join(str(error).split())
-    return RunError(
-        f"could not write {path}: {reason}. Is the disk full, or the folder read-only? What was saved before is kept; "
-        "make room, and give the same command again, or choose another --out folder."
-    )
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -34,6 +33,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from cocot.batching import EpochSampler, StageData, collate
 from cocot.callbacks import ACCURACY, CUT, Journal, Pace
 from cocot.checksums import seal
+from cocot.compatibility import check_overrides
 from cocot.config import TrainConfig
 from cocot.curriculum import LATENT
 from cocot.errors import ConfigError, RunError
@@ -42,11 +42,29 @@ from cocot.loading import load
 from cocot.optimizers import build_optimizer, inherit, load_whole_state, whole_state
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
-from cocot.runs import RunFolder, cannot_write, prune_checkpoints, replaced
+from cocot.runs import RunFolder, prune_checkpoints, replaced
 from cocot.tasks.problem import Problem, Task
 from cocot.typed_settings import choose, short
+from cocot.write_errors import cannot_write
 
 _KEPT_CHECKPOINTS = 2
+OVERRIDDEN = (
+    *("create_optimizer", "create_scheduler", "evaluate", "log", "save_model"),
+    *("_get_train_sampler", "_save_checkpoint", "_save_optimizer_and_scheduler"),
+    *("_load_from_checkpoint", "_load_optimizer_and_scheduler"),
+)
+"""What `StageTrainer` replaces in transformers' Trainer."""
+CALLED = {"_save": ("output_dir", "state_dict")}
+"""What it calls there that is no promise of transformers, with the parameters that it passes."""
+
+
+def check_trainer(base: type = Trainer) -> None:
+    """Find out before any work whether `StageTrainer` fits the installed transformers.
+
+    Raises:
+        ConfigError: it does not; a method is gone, is not called any more, or takes other parameters.
+    """
+    check_overrides(StageTrainer, base, OVERRIDDEN, CALLED)
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,6 @@ class StageTrainer(Trainer):
             processing_class=tokenizer,
         )
         if self.is_fsdp_enabled:
-            check_fsdp(self.accelerator.state.fsdp_plugin, model)
             num_splits = validation.num_thoughts if model.config.thoughts["filler"] == LATENT else 0
             self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
         if config.gradient_checkpointing:
@@ -138,7 +155,7 @@ class StageTrainer(Trainer):
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's, once the optimizer knows its weights and has the moments of the stage before."""
         if self._inherited is not None:
-            inherit(self.bare_optimizer, _read(self._inherited))
+            inherit(self.bare_optimizer, _read(self._inherited, maps=self.is_fsdp_enabled))
         return super().create_scheduler(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -206,7 +223,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
-        if self.anywhere(not all(bool(_local(part).isfinite().all()) for part in model.parameters())):
+        if self.largest(not _are_finite(part for part in model.parameters() if part.requires_grad))[0]:
             raise self._diverged("the weights are no longer numbers", self.state.global_step)
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -251,28 +268,29 @@ class StageTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
-            load_whole_state(self.bare_optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME))
+            load_whole_state(self.bare_optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME, maps=True))
             cast(Any, self.lr_scheduler).load_state_dict(_read(Path(checkpoint) / SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        whole, _ = load(resume_from_checkpoint)
+        state = load(resume_from_checkpoint)[0].state_dict() if self.is_world_process_zero() else {}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(cast(Any, self.model), whole.state_dict(), options=options)
+        set_model_state_dict(cast(Any, self.model), state, options=options)
 
-    def anywhere(self, flag: bool) -> bool:
-        """Whether `flag` is true in any of the processes; all must ask."""
+    def largest(self, *values: float) -> list[float]:
+        """Each value's largest among the processes; all must ask, and wait for each other and for their devices."""
         if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+            return list(values)
+        gathered = self.accelerator.gather(torch.tensor([values], device=self.accelerator.device))
+        return [float(value) for value in gathered.amax(0)]
 
 
 def _arguments(
     planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int, validates_first: bool
 ) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=planned.stage.num_epochs,
         per_device_train_batch_size=batches.per_device,
@@ -292,6 +310,10 @@ def _arguments(
         disable_tqdm=True,
         seed=seed,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits batches over all GPUs in one process: DataParallel
+    if arguments.n_gpu > 1:
+        raise ConfigError(f"this process sees {arguments.n_gpu} GPUs and trains on one; set CUDA_VISIBLE_DEVICES=0.")
+    return arguments
 
 
 def check_reporters(config: TrainConfig) -> None:
@@ -315,17 +337,10 @@ def uses_bf16(config: TrainConfig) -> bool:
     return config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def check_fsdp(plugin: Any, model: Any) -> None:
-    """Refuse what would be wrong, or lost, in silence."""
-    if plugin.fsdp_version != 2:
-        raise ConfigError("this FSDP is version 1; ask accelerate for the second: --fsdp_version 2.")
-    if plugin.activation_checkpointing:
-        raise ConfigError(
-            "FSDP's own activation checkpointing reads the cache of thoughts twice; turn it off, and set "
-            "train.gradient_checkpointing true instead."
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under plain DDP.")
+def _are_finite(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers of this process's share are; the device is waited for once."""
+    found = [_local(part).isfinite().all() for part in parameters]
+    return bool(torch.stack(found).all())
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
@@ -333,8 +348,9 @@ def _local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def _read(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
+def _read(file: Path, maps: bool = False) -> Any:
+    """What `torch.save` wrote; `maps` reads from the file only what is used: of shares, the first process's."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=maps)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin  # type: ignore[import-untyped]
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
@@ -36,14 +36,16 @@ from cocot.config import RunConfig
 from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
 from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import DataError, Interrupted
-from cocot.loading import load, load_tokenizer, processes
+from cocot.launch import check_fsdp, check_together, decided, once, sent_without_weights, shares_weights, uses_fsdp
+from cocot.loading import load, load_together, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, context_length, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_batches, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.run_problems import Data, prepare_data, vocabulary_sample
-from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
+from cocot.runs import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
 from cocot.scratch import build_model, build_tokenizer
-from cocot.stage_trainer import StageTrainer, Validation, check_reporters, uses_bf16
+from cocot.stage_trainer import StageTrainer, Validation, check_reporters, check_trainer, uses_bf16
 from cocot.tasks.problem import Problem, num_seen
+from cocot.write_errors import cannot_write
 
 _LOG = logging.getLogger("cocot")
 
@@ -66,6 +68,9 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         RunError: the folder belongs to another run, the loss is not a number, or the disk is full.
         Interrupted: a signal came; the same call goes on.
     """
+    check_trainer()
+    if uses_fsdp():
+        check_fsdp(FullyShardedDataParallelPlugin(), config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         processes(config.train.device == "cpu")
@@ -80,7 +85,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     run = RunFolder(folder)
     sample = vocabulary_sample(data, stages)
     # Before anything is written: a model that cannot be made, or problems that it cannot read, leave no folder behind.
-    prepared = None if run.config.exists() else _prepare(config, stages, data, sample)
+    prepared = None if decided(run.config.exists) else _prepare(config, stages, data, sample)
 
     def open_folder() -> None:
         run.open(config)
@@ -91,7 +96,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
 
     try:
-        _once(open_folder)
+        once(open_folder)
         if not run.model.exists():
             with _without_denormals():
                 if prepared is None or run.finished_stages():
@@ -159,7 +164,7 @@ def _train_stages(
     """Train every stage that is not done, then put the result in its place."""
     tokenizer = cast(PreTrainedTokenizerBase, encoder.tokenizer)
     settings = model.config.thoughts
-    _once(lambda: print(batches, data.note, sep="\n" if data.note else "", file=sys.stderr))
+    once(lambda: _announce(config, batches, data.note))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once
             model, _ = prepare_model(config, sample, run)
@@ -172,13 +177,25 @@ def _train_stages(
             if config.model.lora is None:
                 shutil.copytree(run.best, result, dirs_exist_ok=True)
                 return
-            plain = merged(_adapted(config, run.best, merges=True)[0])
+            plain = merged(_adapted(config, run.best, load, merges=True)[0])
             plain.config.thoughts = model.config.thoughts
             plain.save_pretrained(result)
             tokenizer.save_pretrained(result)
             seal(result)
 
-    _once(copy_best)
+    once(copy_best)
+
+
+def _announce(config: RunConfig, batches: Batches, note: str) -> None:
+    """Say how the batch is cut, what there is to say of the data, and that GPUs are left alone if they are."""
+    print(batches, note, sep="\n" if note else "", file=sys.stderr)
+    num_gpus = torch.accelerator.device_count()
+    if config.train.device != "cpu" and batches.world_size == 1 < num_gpus:
+        print(
+            f"training on 1 of {num_gpus} GPUs; for all of them: "
+            f"torchrun --nproc_per_node {num_gpus} -m cocot train RECIPE --out FOLDER",
+            file=sys.stderr,
+        )
 
 
 def _check_lengths(
@@ -224,14 +241,6 @@ def _stage_data(
     return StageData(encoder, planned.stage, seed, lambda epoch: data.train(planned, epoch), context_length(model))
 
 
-def _once(act: Callable[[], Any]) -> None:
-    """Let the first process act, and the others wait until it has: a run folder has one writer."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        act()
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
     """The run's tokenizer without its model: for a look at what will be trained on."""
     if config.model.init is not None:
@@ -245,21 +254,36 @@ def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrai
 def prepare_model(
     config: RunConfig, problems: Sequence[Problem], run: RunFolder | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model at the start of the first stage that is not done yet; `problems` make a vocabulary from scratch."""
+    """The model at the start of the first stage that is not done yet; `problems` make a vocabulary from scratch.
+
+    All processes of a launch must call. Where FSDP shares weights out, the first one alone reads any.
+    """
     set_seed(config.seed)
+    if shares_weights():
+        model, tokenizer = sent_without_weights(lambda: _begin(config, problems, run, load))
+        return model, tokenizer
+    return _begin(config, problems, run, load_together)
+
+
+def _begin(
+    config: RunConfig, problems: Sequence[Problem], run: RunFolder | None, load: Callable[..., Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     finished = run.finished_stages() if run else []
     checkpoint = run.path / finished[-1]["checkpoint"] if run and finished else None
     if config.model.lora is not None:
-        return _adapted(config, checkpoint)
+        if checkpoint:
+            check_together(checkpoint)
+        return _adapted(config, checkpoint, load)
     if checkpoint:
-        return load(checkpoint)
+        model, tokenizer = load(checkpoint)
+        return model, tokenizer
     if config.model.init is not None:
         scratch = build_tokenizer(problems, config.model.init.tokens)
         return give_thoughts(build_model(config.model.init, scratch), scratch), scratch
-    return _pretrained(config)
+    return _pretrained(config, load)
 
 
-def _pretrained(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _pretrained(config: RunConfig, load: Callable[..., Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     assert config.model.path is not None
     lora = config.model.lora
     dtype = torch.bfloat16 if uses_bf16(config.train) else torch.float32
@@ -268,10 +292,12 @@ def _pretrained(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model, tokenizer
 
 
-def _adapted(config: RunConfig, saved: Path | None, merges: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
+def _adapted(
+    config: RunConfig, saved: Path | None, load: Callable[..., Any], merges: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model with an adapter, a new one or one of the run's own; `merges` if it is to become a plain model."""
     assert config.model.lora is not None
-    model, tokenizer = _pretrained(config)
+    model, tokenizer = _pretrained(config, load)
     if merges and config.model.lora.quantize:
         model = cast(Any, model).dequantize()
     return with_adapter(model, tokenizer, config.model.lora, config.seed, saved), tokenizer
@@ -291,7 +317,7 @@ def _run_stage(
     planned = _with_leftover(run, stages)
     stage, tokenizer = planned.stage, cast(PreTrainedTokenizerBase, encoder.tokenizer)
     earlier = run.path / run.finished_stages()[-1]["checkpoint"] / "optimizer.pt" if number else None
-    checkpoint = newest_checkpoint(run.stage(stage.name))
+    checkpoint = decided(lambda: newest_checkpoint(run.stage(stage.name)))
     trainer = StageTrainer(
         model=model,
         tokenizer=tokenizer,
@@ -312,12 +338,12 @@ def _run_stage(
         # what a pretrained model could do before is part of the result
         validates_first=number == 0 and checkpoint is None and config.model.path is not None,
     )
-    _once(lambda: run.rewind_log(stage.name, step_of(checkpoint) if checkpoint else -1))
+    once(lambda: run.rewind_log(stage.name, step_of(checkpoint) if checkpoint else -1))
     with trainer.pace.listening(), closing(trainer.journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _once(lambda: _finish_stage(run, stages))
+    once(lambda: _finish_stage(run, stages))
     num_finished = len(run.finished_stages())
-    is_interrupted = trainer.pace.agree()
+    is_interrupted = trainer.pace.agree(trainer.state.global_step)
     assert is_interrupted or num_finished > number
     if is_interrupted and num_finished < len(stages):
         raise Interrupted(

@@ -12,15 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+import torch
 from tqdm.auto import tqdm
 
 from cocot.config import RunConfig
 from cocot.errors import ConfigError, Interrupted, RunError
+from cocot.machine import allowed_cores, visible_gpus, with_gpu
 from cocot.plan import num_shared_stages, num_steps
 from cocot.runs import RunFolder
 
@@ -69,8 +71,8 @@ class Training:
         self.run.close()
         return True
 
-    def start(self, num_threads: int, lifeline: int) -> None:
-        """Start the process; it stops when `lifeline`, its standard input, ends."""
+    def start(self, environment: Mapping[str, str], lifeline: int) -> None:
+        """Start the process in an environment; it stops when `lifeline`, its standard input, ends."""
         command = [sys.executable, "-m", "cocot", "train", self.recipe, "--out", str(self.run.path), "--until-eof"]
         if self.donor:
             command += ["--shares-with", str(self.donor.run.path)]
@@ -84,14 +86,16 @@ class Training:
                 stderr=log,
                 stdin=lifeline,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
+                env=environment,
             )
 
     def is_done(self) -> bool:
         """Whether the process ended well; raises if it failed."""
         code = self._process.poll() if self._process else None
         if code:
-            lines = self.run.log_file.read_text(errors="replace").strip().splitlines() or ["no output"]
+            lines = self.run.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [
+                "no output"
+            ]
             log = self.run.log_file
             raise RunError(f"training {self.name} failed with exit code {code}: {lines[-1]} (log: {log})")
         self.seconds = time.monotonic() - self._began
@@ -121,7 +125,7 @@ def share_stages(trainings: Sequence[Training]) -> None:
 
 
 def train_all(trainings: Sequence[Training], jobs: int) -> None:
-    """Run every training that is not done, `jobs` at a time, each with its share of the cores.
+    """Run every training that is not done, `jobs` at a time, each with its share of the cores and a GPU.
 
     Raises:
         ConfigError: `jobs` is below 1.
@@ -131,25 +135,35 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
     """
     if jobs < 1:
         raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
-    num_threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, running = [item for item in trainings if not item.is_finished()], list[Training]()
+    waiting, running = [item for item in trainings if not item.is_finished()], dict[int, Training]()  # by slot
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
         lifeline = stack.enter_context(_lifeline())
         stack.enter_context(_stopping(running))
         while waiting or running:
-            for training in [item for item in waiting if item.is_ready][: jobs - len(running)]:
-                training.start(num_threads, lifeline)
+            free = [slot for slot in range(min(jobs, len(trainings))) if slot not in running]
+            for slot, training in zip(free, [item for item in waiting if item.is_ready], strict=False):
+                training.start(_environment(training, jobs, slot), lifeline)
                 waiting.remove(training)
-                running.append(training)
+                running[slot] = training
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            running[:] = [training for training in running if not training.is_done()]
+            for slot in [slot for slot, training in running.items() if training.is_done()]:
+                del running[slot]
             progress = {training.name: training.progress() for training in trainings}
             num_done = len(trainings) - len(waiting) - len(running)
             bar.set_description_str(f"{num_done} of {len(trainings)} runs done", refresh=False)
-            bar.set_postfix_str(", ".join(f"{item.name}: {progress[item.name][1]}" for item in running), refresh=False)
+            doing = ", ".join(f"{item.name}: {progress[item.name][1]}" for item in running.values())
+            bar.set_postfix_str(doing, refresh=False)
             bar.update(sum(step for step, _ in progress.values()) - bar.n)
             bar.refresh()
+
+
+def _environment(training: Training, jobs: int, slot: int) -> dict[str, str]:
+    """Of a training's process: its share of the cores, and the GPU of its slot unless it stays on the CPU."""
+    uses_gpu = training.config.train.device != "cpu"
+    gpus = visible_gpus(torch.cuda.device_count(), os.environ) if uses_gpu else []
+    num_threads = max(1, allowed_cores() // jobs)
+    return {**with_gpu(os.environ, gpus, slot), "OMP_NUM_THREADS": str(num_threads)}
 
 
 @contextmanager
@@ -164,7 +178,7 @@ def _lifeline() -> Iterator[int]:
 
 
 @contextmanager
-def _stopping(running: Sequence[Training]) -> Iterator[None]:
+def _stopping(running: Mapping[int, Training]) -> Iterator[None]:
     """Whatever ends this block, a signal or an error: let the trainings that still run save and stop."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -174,7 +188,7 @@ def _stopping(running: Sequence[Training]) -> Iterator[None]:
     try:
         yield
     finally:
-        for training in running:
+        for training in running.values():
             training.interrupt()
         for number, handler in before.items():
             signal.signal(number, handler)
