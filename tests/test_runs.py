@@ -21,11 +21,9 @@ from cocot.runs import (
     fingerprint,
     own_copy,
     prune_checkpoints,
-    replaced,
-    write_json,
-    write_text,
 )
 from cocot.tasks.prosqa import ProsQA
+from cocot.writing import new_folder, write_json, write_text
 
 CONFIG = tiny_config()
 
@@ -146,7 +144,7 @@ def test_files_and_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> N
     assert json.loads(file.read_text()) == {"a": 1}
     for attempt, content in enumerate(("old", "lost", "new")):
         try:
-            with replaced(folder) as partial:
+            with new_folder(folder) as partial:
                 (partial / f"{content}.txt").write_text(content)
                 if content == "lost":
                     raise KeyboardInterrupt

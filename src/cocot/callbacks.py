@@ -6,36 +6,31 @@ Read next: `stage_trainer.py`, which they serve.
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
+from signal import SIGINT
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from cocot.interrupts import listening
 from cocot.optimizers import forget
 from cocot.runs import RunFolder
 
 ACCURACY = "eval_accuracy"
-_ONE_SIGNAL = 2.0  # seconds
 
 
 class Pace(TrainerCallback):
     """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
 
-    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one, later than a launcher that
-    passes on what we have had from the terminal, stops at once.
+    Ctrl-C, SIGTERM and a closed terminal let the optimizer step finish, then save and stop; a second one stops at once.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer  # a `StageTrainer`, which stands above this module
         self.is_interrupted: bool = False
-        self._since = math.inf  # when the first signal came
+        self.signal: int = SIGINT  # the newest one, if there was any
 
     def agree(self) -> bool:
         """Whether any of the processes was interrupted: they must stop after the same step."""
@@ -64,24 +59,13 @@ class Pace(TrainerCallback):
         if self._at_epoch_end(state):
             control.should_evaluate = control.should_save = control.should_log = True
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Catch the signals while the stage runs."""
 
-        def note(signal_number: int, frame: FrameType | None) -> None:
-            if time.monotonic() - self._since > _ONE_SIGNAL:
-                raise KeyboardInterrupt
-            self.is_interrupted, self._since = True, min(self._since, time.monotonic())
+        def note(number: int) -> None:
+            self.is_interrupted, self.signal = True, number
 
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-            yield
-            return
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return listening(note)
 
 
 class Journal(TrainerCallback):

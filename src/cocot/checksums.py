@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from cocot.errors import RunError
+from cocot.writing import write_json
 
 SEAL = "checksums.json"
 
@@ -19,12 +19,7 @@ SEAL = "checksums.json"
 def seal(folder: Path) -> None:
     """Declare a folder whole, as it is now."""
     sums = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
-    partial = folder / f".{SEAL}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(sums, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / SEAL)
+    write_json(folder / SEAL, sums)
 
 
 def is_sealed(folder: Path) -> bool:

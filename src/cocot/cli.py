@@ -1,7 +1,7 @@
 """The command line: `cocot train | eval | ask | probe | compare | reproduce | report | data | bench | ...`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
-code 2; an interrupt saves the state and exits with 130.
+code 2. Ctrl-C exits with 130, SIGTERM with 143 and a closed terminal with 129, training after it saved its state.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocot.arguments import PAGE, build_parser
+from cocot.console import LOGGER, messages, say
 from cocot.errors import CocotError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    with messages():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, overrides = parser.parse_known_args(argv)
     if overrides and not args.takes_overrides:
@@ -46,19 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model = own_copy(args.model)
         return COMMANDS[args.command](args)
     except CocotError as error:
-        print(f"cocot: {error}", file=sys.stderr)
-        if isinstance(error, Interrupted):
-            print(f"Go on with:\n  {shlex.join(['cocot', *(sys.argv[1:] if argv is None else argv)])}", file=sys.stderr)
+        command = shlex.join(["cocot", *(sys.argv[1:] if argv is None else argv)])
+        say(f"{error} To resume: {command}" if isinstance(error, Interrupted) else str(error))
         return error.exit_code
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         hint = ". Where you may not write, choose another place." if error.errno in _READ_ONLY else ""
-        print(f"cocot: {error}{hint}", file=sys.stderr)
+        say(f"{error}{hint}")
         return CocotError.exit_code
-    except KeyboardInterrupt:
-        print("cocot: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt:  # where a program calls this function; a process of ours takes signals itself
+        say("interrupted.")
         return 130
 
 
@@ -110,7 +112,7 @@ def _train(args: argparse.Namespace) -> int:
 def _stop_at_eof() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _hush() -> None:
@@ -126,10 +128,11 @@ def _hush() -> None:
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
     size, meant = config.train.batch_size, recipe.train.batch_size
     if size != meant:
-        print(
-            f"cocot: warning: train.batch_size is {size}, the recipe's is {meant}; results will not compare. "
+        LOGGER.warning(
+            "train.batch_size is %d, the recipe's is %d; results will not compare. "
             "To save memory, lower train.device_batch_size instead.",
-            file=sys.stderr,
+            size,
+            meant,
         )
 
 
@@ -180,7 +183,8 @@ def _reproduce(args: argparse.Namespace) -> int:
     jobs = args.jobs if args.jobs is not None else (os.cpu_count() or 1) if is_on_cpu else 1
     _hush()
     trainings = make_trainings(study, chosen, out)
-    print(f"{args.study} at scale {args.scale}: {study.note}\nmeasuring every run in miniature ...", flush=True)
+    print(f"{args.study} at scale {args.scale}: {study.note}")
+    LOGGER.info("measuring the speed of every run on a few steps ...")
     estimates = estimate(trainings, jobs, out)
     print(f"\n{describe_plan(study, trainings, estimates, jobs)}\n", flush=True)
     if args.dry_run:
@@ -195,7 +199,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     try:
         print(f"page: {_write_page([out], out / PAGE)}")
     except CocotError as error:  # the table stands without it
-        print(error)
+        LOGGER.warning("%s", error)
     return 0
 
 
@@ -204,7 +208,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.evaluation import evaluate_together, summarise, write_records
     from cocot.loading import load_here, processes
     from cocot.report import plain
-    from cocot.runs import must_be_writable
+    from cocot.writing import must_be_writable
 
     _hush()
     here = processes()
@@ -279,16 +283,16 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace) -> int:
     from cocot.loading import load_here
-    from cocot.runs import must_be_writable
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
+    from cocot.writing import must_be_writable
 
     _hush()
     task, problems = _problems(args)
     if args.show is not None and not 0 <= args.show < len(problems):
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
     out = args.out or (Path(args.model) / "search" if Path(args.model).is_dir() else Path("search"))
-    must_be_writable(out / "search")
+    must_be_writable(out / "search.json")
     model, tokenizer = load_here(args.model)
     search = probe_search(
         model,

@@ -12,25 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from tempfile import mkdtemp
 
 from cocot.config import RunConfig
 from cocot.controls import control_names
 from cocot.curriculum import LATENT
 from cocot.plan import align, num_steps, plan, steps_per_epoch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, write_json
+from cocot.runs import RunFolder
 from cocot.studies import Study
 from cocot.tasks.files import read_problems, write_problems
 from cocot.trainings import Training, train_all
+from cocot.writing import unfinished, write_json
 
 _STEPS, _EPOCHS = 8, 2
-_PLACE = ".miniatures-"
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,13 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
     known = json.loads(file.read_text()) if file.exists() else {}
     keys = [_key(training, jobs) for training in trainings]
     new = [training for training, key in zip(trainings, keys, strict=True) if key not in known]
-    for left in folder.glob(f"{_PLACE}*"):  # by a killed call
-        shutil.rmtree(left, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    place = Path(mkdtemp(prefix=_PLACE, dir=folder))
-    try:
+    with unfinished(folder) as place:
         miniatures = [_miniature(training, place) for training in new]
         if miniatures:
             train_all(miniatures, jobs)
         known |= {
             _key(whole, jobs): asdict(_scale_up(whole, little)) for whole, little in zip(new, miniatures, strict=True)
         }
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     write_json(file, known)
     return [Estimate(**known[key]) for key in keys]
 
@@ -103,7 +95,6 @@ def _miniature(training: Training, folder: Path) -> Training:
         settings["data.warmup.epochs"] = _EPOCHS
     if config.data.train:
         settings["data.train"] = path.with_suffix(".jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_problems(path.with_suffix(".jsonl"), read_problems(config.data.train)[:size])
     overrides = [*training.overrides, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
     return Training(training.name, training.recipe, overrides, read_recipe(training.recipe, overrides), RunFolder(path))

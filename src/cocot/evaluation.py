@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocot.errors import DataError, RunError
 from cocot.generation import EditOf, answer
 from cocot.loading import processes
-from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
+from cocot.writing import write_text
 
 _Z_95 = 1.959963984540054
 
@@ -161,7 +161,6 @@ def evaluate_together(
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write one JSON line a problem; an existing file is replaced only once the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cocot.errors import RunError
 from cocot.plan import align
-from cocot.runs import write_json, write_text
+from cocot.writing import write_json, write_text
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ Read next: `plan.py` (which stages), `stage_trainer.py` (one of them).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -41,12 +41,14 @@ from cocot.loading import load, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, cannot_write, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
+from cocot.runs import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, uses_bf16
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
+from cocot.writing import cannot_write, new_folder
 
+_LOGGER = logging.getLogger("cocot")
 _ENOUGH = 2000
 """Generated problems that surely hold every word of their generator."""
 
@@ -80,7 +82,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         DataError: a problem cannot be used.
         ModelError: the model cannot think.
         RunError: the folder belongs to another run, the loss is not a number, or the disk is full.
-        Interrupted: a signal came; the same call goes on.
+        Interrupted: a signal came; the same call resumes the run.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
@@ -143,7 +145,7 @@ def _train_stages(
     encoder = Encoder(config.curriculum, tokenizer)
     model.config.thoughts = encoder.settings.to_json()
     _check_lengths(config, stages[-1], model, encoder, data)
-    _once(lambda: print(batches, file=sys.stderr))
+    _once(lambda: _LOGGER.info("%s", batches))
     while len(run.finished_stages()) < len(stages):
         if isinstance(model, FSDPModule):  # a model is shared out once
             model, _ = prepare_model(config, sample, run)
@@ -152,7 +154,7 @@ def _train_stages(
 
     def copy_best() -> None:
         check(run.best)
-        with replaced(run.model) as result:
+        with new_folder(run.model) as result:
             if config.model.lora is None:
                 shutil.copytree(run.best, result, dirs_exist_ok=True)
                 return
@@ -328,7 +330,8 @@ def _run_stage(
     assert is_interrupted or num_finished > number
     if is_interrupted and num_finished < len(stages):
         raise Interrupted(
-            f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}."
+            f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}.",
+            trainer.pace.signal,
         )
 
 

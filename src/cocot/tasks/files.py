@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -32,6 +31,7 @@ from typing import Any
 from cocot.errors import DataError
 from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
+from cocot.writing import new_file
 
 _HUB = "hub:"
 _FORMAT = 'Each problem is an object {"question": text, "steps": [text, ...], "answer": text}.'
@@ -81,13 +81,13 @@ def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write problems as JSONL; an existing file is replaced only once the new one is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    """Write problems as JSONL; an existing file is replaced only once the new one is whole.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with new_file(Path(path)) as file:
         file.writelines(json.dumps(problem.to_json(), ensure_ascii=False) + "\n" for problem in problems)
-    os.replace(partial, path)
 
 
 def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
