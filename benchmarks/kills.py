@@ -145,7 +145,7 @@ def faults(case: Case, place: Path, number: int, code: int, before: dict[str, st
 
 def result(place: Path, case: Case) -> dict[str, str]:
     """What must be the same however often a command was stopped: weights and the accuracies of stages."""
-    kept = ("model/model.safetensors", "model/config.json", "state.json")
+    kept = ("/model/model.safetensors", "/model/config.json", "/state.json")
     return {name: digest for name, digest in contents(place, case).items() if name.endswith(kept)}
 
 
@@ -203,6 +203,9 @@ def main() -> int:
     parser.add_argument("--signals", default="INT,TERM,HUP", help="with commas between (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # by `nohup` or a script; the commands would ignore them as well
+        if signal.getsignal(ignored) is signal.SIG_IGN:
+            signal.signal(ignored, signal.SIG_DFL)
     numbers = [signal.Signals[f"SIG{name}"] for name in args.signals.split(",")]
     columns = ("signals", "exit code", "line", "left", "files", "again", "result")
     rows = []

@@ -81,7 +81,7 @@ def assert_one_line(code: int, err: str, number: int) -> None:
     """What is promised after a signal."""
     name = signal.Signals(number).name
     assert code == 128 + number, err
-    assert [line for line in err.splitlines() if "step/s" not in line and "question" not in line] == [
+    assert [line for line in err.splitlines() if line and "step/s" not in line and "question" not in line] == [
         f"cocot: interrupted by {name}; no file is left half-written. Give the same command again to resume."
     ]
 

@@ -74,17 +74,18 @@ def new_file(path: Path) -> Iterator[TextIO]:
     Raises:
         RunError: it cannot be written.
     """
-    if path.exists() and not path.is_file():
-        with explained(path), path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    place = Path(os.path.realpath(path))  # a link stays a link
-    with explained(path), unfinished(place.parent) as partial:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, place)
+    with explained(path):
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as file:
+                yield file
+            return
+        place = Path(os.path.realpath(path))  # a link stays a link
+        with unfinished(place.parent) as partial:
+            with partial.open("w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, place)
 
 
 @contextmanager
