@@ -145,7 +145,7 @@ def faults(case: Case, place: Path, number: int, code: int, before: dict[str, st
 
 def result(place: Path, case: Case) -> dict[str, str]:
     """What must be the same however often a command was stopped: weights and the accuracies of stages."""
-    kept = ("/model/model.safetensors", "/model/config.json", "/state.json")
+    kept = ("/model/model.safetensors", "/model/config.json", "/state.json", "x/model.safetensors")
     return {name: digest for name, digest in contents(place, case).items() if name.endswith(kept)}
 
 
@@ -172,7 +172,7 @@ def stop_again_and_again(
     while seen["signals"] < count and seen["too late"] < 3 * count:
         before, number = contents(place, case), numbers[seen["signals"] % len(numbers)]
         process = begin(case, place)
-        wait(process, lambda process=process: has_begun(process), seconds)  # type: ignore[misc]
+        wait(process, lambda process=process: has_begun(process), 60)  # type: ignore[misc]
         time.sleep(draw.uniform(0, seconds))
         if name == "train" and draw.random() < 1 / 3:
             wait(process, lambda: is_saving(place / "t"), seconds)
@@ -184,7 +184,10 @@ def stop_again_and_again(
             continue
         seen["signals"] += 1
         found = faults(case, place, number, code, before)
-        if not case.longest and draw.random() < 0.5:  # else it is stopped once more
+        if name == "export" and result(place, case):  # it was done, and the signal came before the process ended
+            found += ["result"] if result(place, case) != whole else []
+            clean(place, case)
+        elif not case.longest and draw.random() < 0.5:  # else it is stopped once more
             found += ["again"] if begin(case, place).wait() or any(place.rglob(".cocot-*")) else []
             found += ["result"] if result(place, case) != whole else []
             clean(place, case)

@@ -5,7 +5,7 @@ The signals come first, before anything is imported that takes time.
 
 import sys
 
-from cocot.interrupts import exit_on_signals, exit_quietly_on_signals
+from cocot.interrupts import exit_on_signals, ignore_signals
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     if error := console.lost_output():
         console.say(f"could not write to standard output: {error.strerror}. What the command wrote to files is whole.")
         code = 2
-    exit_quietly_on_signals(code)
+    ignore_signals()
     sys.exit(code)
 
 

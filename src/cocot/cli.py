@@ -231,16 +231,14 @@ def _eval(args: argparse.Namespace) -> int:
         if not is_first:
             return 0  # the first process speaks for all
     rows = []
-    for name, records in results:
-        path = out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out
-        write_records(path, records)
-        rows.append(
-            {
-                "values": {"thoughts" if args.controls else "model": name},
-                "tests": {"test": summarise(records).to_json()},
-            }
-        )
-    print(plain(rows))
+    try:
+        for name, records in results:
+            axis = "thoughts" if args.controls else "model"
+            rows.append({"values": {axis: name}, "tests": {"test": summarise(records).to_json()}})
+            write_records(out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out, records)
+    finally:  # a disk that is full by now costs the records, not the result
+        if rows:
+            print(plain(rows))
     if args.controls:
         _print_shortcuts(task, problems)
     print(f"records: {out.with_stem(f'{out.stem}.*') if args.controls else out}")
@@ -344,7 +342,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> int:
     from cocot.tasks.files import write_problems
+    from cocot.writing import must_be_writable
 
+    must_be_writable(args.out)
     task, problems = _problems(args)
     write_problems(args.out, problems)
     for name, value in task.report(problems).items():

@@ -41,11 +41,10 @@ def exit_on_signals() -> None:
             signal.signal(number, _exit)
 
 
-def exit_quietly_on_signals(code: int) -> None:
-    """Let a signal end this process with `code`: its work is done, only the interpreter's own end is left."""
+def ignore_signals() -> None:
+    """Let signals change nothing: the work is done, and only the interpreter's own end is left."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: os._exit(code))
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
