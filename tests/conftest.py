@@ -6,6 +6,7 @@ on inputs; see `reference.py` for the slow oracle that they are compared with.
 
 import copy
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -20,6 +21,9 @@ from cocot.scratch import build_tokenizer
 from cocot.tasks.prosqa import ProsQA
 
 torch.set_num_threads(1)
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # by `nohup` or a script; our children would ignore it as well
+        signal.signal(_number, _handler)
 
 _WIDTH = 32
 _DECODER = {

@@ -59,7 +59,7 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     presser.start()
     assert main(command) == 130
     presser.join()
-    assert "Go on with:" in capsys.readouterr().err
+    assert "To resume: cocot compare " in capsys.readouterr().err
     assert not (out / "table.json").exists()
     assert not first.model.exists()
     assert complete_checkpoints(first.stage("stage_0"))

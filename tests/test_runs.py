@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,13 +34,11 @@ from cocot.runs import (
     environment,
     fingerprint,
     prune_checkpoints,
-    replaced,
-    write_json,
-    write_text,
 )
 from cocot.tasks.prosqa import ProsQA
-from cocot.training import prepare_data
+from cocot.training import prepare_data, train
 from cocot.write_errors import cannot_write
+from cocot.writing import new_folder, write_json, write_text
 
 CONFIG = tiny_config()
 
@@ -158,6 +158,61 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
 
 
+def test_what_lies_beside_checkpoints_is_no_checkpoint_and_stays(tmp_path: Path) -> None:
+    """A copy that a user keeps, sealed as it is, notes, and a file by a checkpoint's name."""
+    for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2-copy", "checkpoint-best", "notes"):
+        (tmp_path / name).mkdir()
+        seal(tmp_path / name)
+    for name in ("checkpoint-3", "checkpoint-2.tar"):
+        (tmp_path / name).touch()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    prune_checkpoints(tmp_path / "checkpoint-2", keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-2-copy",
+        "checkpoint-2.tar",
+        "checkpoint-3",
+        "checkpoint-best",
+        "notes",
+    ]
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", ".cocot-here-1-0.partial"]])
+def test_a_run_that_was_killed_before_its_settings_were_written_begins(tmp_path: Path, left: list[str]) -> None:
+    """What it left in its folder is no other run, and nobody's files."""
+    for name in left:
+        (tmp_path / name).touch()
+    run = RunFolder(tmp_path)
+    run.open(CONFIG)
+    run.close()
+    assert run.config.is_file()
+
+
+@pytest.mark.parametrize("change", ["removed", "moved", "replaced"])
+def test_a_run_folder_that_is_gone_is_not_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Removed, moved or replaced while it trains: a RunError, and nothing new at the place."""
+    place, log = tmp_path / "run", RunFolder.log
+
+    def log_then_go(run: RunFolder, entry: dict[str, Any]) -> None:
+        log(run, entry)
+        if entry["step"] == 2:
+            place.rename(tmp_path / "old")
+            if change == "removed":
+                shutil.rmtree(tmp_path / "old")
+            if change == "replaced":
+                shutil.copytree(tmp_path / "old", place)
+
+    monkeypatch.setattr(RunFolder, "log", log_then_go)
+    with pytest.raises(RunError, match=r"run was removed or moved while the run was training there"):
+        train(CONFIG, place)
+    assert place.exists() == (change == "replaced")
+    if change == "replaced":
+        assert (place / "metrics.jsonl").read_bytes() == (tmp_path / "old" / "metrics.jsonl").read_bytes()
+        assert not list(place.glob("stages/*/checkpoint-3"))
+
+
 def test_the_log_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     """Later entries of the stage go, those of other stages stay, and so does a line that a kill cut off not."""
     run = RunFolder(tmp_path)
@@ -189,7 +244,7 @@ def test_files_and_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> N
     assert json.loads(file.read_text()) == {"a": 1}
     for attempt, content in enumerate(("old", "lost", "new")):
         try:
-            with replaced(folder) as partial:
+            with new_folder(folder) as partial:
                 (partial / f"{content}.txt").write_text(content)
                 if content == "lost":
                     raise KeyboardInterrupt

@@ -157,7 +157,7 @@ def test_a_killed_study_ends_in_the_same_table(tmp_path: Path, monkeypatch: pyte
     out = tmp_path / "killed"
     run = RunFolder(out / "coconut/seed_0")
     moments: list[Callable[[], bool]] = [
-        lambda: any(out.glob(".miniatures-*/coconut/seed_0/metrics.jsonl")),
+        lambda: any(out.glob(".cocot-*/coconut/seed_0/metrics.jsonl")),
         lambda: len(run.read_log()) > 3,
         lambda: len(list(run.path.glob("answers/*/*.jsonl"))) >= 2,
     ]

@@ -6,23 +6,19 @@ Read next: `stage_trainer.py`, which they serve.
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
+from signal import SIGINT
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from cocot.interrupts import listening
 from cocot.optimizers import forget
 from cocot.runs import RunFolder
 
 ACCURACY, CUT = "eval_accuracy", "eval_cut"
-_ONE_SIGNAL = 2.0  # seconds
 _SECONDS_BETWEEN_AGREEMENTS = 1.0
 _TICK = 1e-3  # seconds; some clocks stand still for longer than a step
 
@@ -30,15 +26,14 @@ _TICK = 1e-3  # seconds; some clocks stand still for longer than a step
 class Pace(TrainerCallback):
     """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
 
-    Ctrl-C and SIGTERM let the optimizer step finish, then save and stop; a second one, later than a launcher that
-    passes on what we have had from the terminal, stops at once.
+    Ctrl-C, SIGTERM and a closed terminal let the optimizer step finish, then save and stop; a second one stops at once.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer  # a `StageTrainer`, which stands above this module
         self.is_interrupted: bool = False  # any of the processes, as all know
+        self.signal: int = SIGINT  # the newest one that this process had, if there was any
         self._has_signal: bool = False  # this process
-        self._since = math.inf  # when the first signal came
         self._next_agreement = 0  # optimizer step
         self._last_agreement = time.monotonic(), 0  # when, and after which step
 
@@ -81,24 +76,13 @@ class Pace(TrainerCallback):
         if self._at_epoch_end(state):
             control.should_evaluate = control.should_save = control.should_log = True
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Catch the signals while the stage runs."""
 
-        def note(signal_number: int, frame: FrameType | None) -> None:
-            if time.monotonic() - self._since > _ONE_SIGNAL:
-                raise KeyboardInterrupt
-            self._has_signal, self._since = True, min(self._since, time.monotonic())
+        def note(number: int) -> None:
+            self._has_signal, self.signal = True, number
 
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-            yield
-            return
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return listening(note)
 
 
 class Journal(TrainerCallback):

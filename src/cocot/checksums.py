@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
 from cocot.errors import RunError
+from cocot.writing import write_json
 
 SEAL = "checksums.json"
 _TICK = 2 * 10**9  # nanoseconds: a file that changes again within the clock of its file system looks the same
@@ -23,12 +23,7 @@ _known: dict[Path, tuple[tuple[int, ...], str]] = {}
 def seal(folder: Path) -> None:
     """Declare a folder whole, as it is now."""
     sums = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
-    partial = folder / f".{SEAL}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(sums, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / SEAL)
+    write_json(folder / SEAL, sums)
 
 
 def is_sealed(folder: Path) -> bool:

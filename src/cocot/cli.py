@@ -1,7 +1,7 @@
 """The command line: `cocot train | eval | ask | probe | compare | reproduce | report | data | bench | ...`.
 
 Heavy imports stand inside the commands, so that `cocot --help` answers at once. An error of ours is one line and exit
-code 2; an interrupt saves the state and exits with 130.
+code 2. Ctrl-C exits with 130, SIGTERM with 143 and a closed terminal with 129, training after it saved its state.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cocot.arguments import PAGE, build_parser
+from cocot.console import LOGGER, messages, say
 from cocot.errors import CocotError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    with messages():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         args, overrides = build_parser().parse_known_args(argv)
         args.overrides = overrides
@@ -48,19 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model = locate(args.model)
         return COMMANDS[args.command](args)
     except CocotError as error:
-        print(f"cocot: {error}", file=sys.stderr)
-        if isinstance(error, Interrupted):
-            print(f"Go on with:\n  {shlex.join(['cocot', *(sys.argv[1:] if argv is None else argv)])}", file=sys.stderr)
+        command = shlex.join(["cocot", *(sys.argv[1:] if argv is None else argv)])
+        say(f"{error} To resume: {command}" if isinstance(error, Interrupted) else str(error))
         return error.exit_code
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         hint = ". Where you may not write, choose another place." if error.errno in _READ_ONLY else ""
-        print(f"cocot: {error}{hint}", file=sys.stderr)
+        say(f"{error}{hint}")
         return CocotError.exit_code
-    except KeyboardInterrupt:
-        print("cocot: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt:  # where a program calls this function; a process of ours takes signals itself
+        say("interrupted.")
         return 130
 
 
@@ -107,7 +109,7 @@ def _train(args: argparse.Namespace) -> int:
 def _stop_at_eof() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _hush() -> None:
@@ -123,10 +125,11 @@ def _hush() -> None:
 def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
     size, meant = config.train.batch_size, recipe.train.batch_size
     if size != meant:
-        print(
-            f"cocot: warning: train.batch_size is {size}, the recipe's is {meant}; results will not compare. "
+        LOGGER.warning(
+            "train.batch_size is %d, the recipe's is %d; results will not compare. "
             "To save memory, lower train.device_batch_size instead.",
-            file=sys.stderr,
+            size,
+            meant,
         )
 
 
@@ -177,7 +180,8 @@ def _reproduce(args: argparse.Namespace) -> int:
     jobs = args.jobs if args.jobs is not None else allowed_cores() if is_on_cpu else 1
     _hush()
     trainings = make_trainings(study, chosen, out)
-    print(f"{args.study} at scale {args.scale}: {study.note}\nmeasuring every run in miniature ...", flush=True)
+    print(f"{args.study} at scale {args.scale}: {study.note}")
+    LOGGER.info("measuring the speed of every run on a few steps ...")
     estimates = estimate(trainings, jobs, out)
     print(f"\n{describe_plan(study, trainings, estimates, jobs)}\n", flush=True)
     if args.dry_run:
@@ -192,7 +196,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     try:
         print(f"page: {_write_page([out], out / PAGE)}")
     except CocotError as error:  # the table stands without it
-        print(error)
+        LOGGER.warning("%s", error)
     return 0
 
 
@@ -201,7 +205,7 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.evaluation import evaluate_together, summarise, write_records
     from cocot.loading import load_here, processes
     from cocot.report import plain, shortcuts_of
-    from cocot.runs import must_be_writable
+    from cocot.writing import must_be_writable
 
     if args.controls and args.thoughts is not None:
         raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
@@ -227,16 +231,15 @@ def _eval(args: argparse.Namespace) -> int:
         if not is_first:
             return 0  # the first process speaks for all
     rows = []
-    for name, records in results:
-        if out is not None:
-            write_records(out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out, records)
-        rows.append(
-            {
-                "values": {"thoughts" if args.controls else "model": name},
-                "tests": {"test": summarise(records).to_json()},
-            }
-        )
-    print(plain(rows))
+    try:
+        for name, records in results:
+            axis = "thoughts" if args.controls else "model"
+            rows.append({"values": {axis: name}, "tests": {"test": summarise(records).to_json()}})
+            if out is not None:
+                write_records(out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out, records)
+    finally:  # a disk that is full by now costs the records, not the result
+        if rows:
+            print(plain(rows))
     if args.controls:
         lines = [f"{name}: {value:.1%}" for name, value in shortcuts_of(task, problems).items()]
         print(*(lines or ["no shortcuts are known for these problems"]), sep="\n")
@@ -295,9 +298,9 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace) -> int:
     from cocot.loading import load_here
-    from cocot.runs import must_be_writable
     from cocot.search import probe_search
     from cocot.search_view import describe, draw_tree
+    from cocot.writing import must_be_writable
 
     _hush()
     chosen = _select(args)
@@ -306,7 +309,7 @@ def _probe(args: argparse.Namespace) -> int:
         raise ConfigError(f"--show {args.show}: the problems are 0 to {len(problems) - 1}.")
     out = _beside_model(args, "search")
     if out is not None:
-        must_be_writable(out / "search")
+        must_be_writable(out / "search.json")
     model, tokenizer = load_here(args.model)
     search = probe_search(
         model,
@@ -339,7 +342,7 @@ def _report(args: argparse.Namespace) -> int:
 def _write_page(folders: Sequence[Path], out: Path) -> Path:
     try:
         from cocot.page import write_page
-        from cocot.runs import must_be_writable
+        from cocot.writing import must_be_writable
     except ImportError as error:
         raise ConfigError(f"the page takes the extra `report`: pip install 'cocot[report]' ({error}).") from error
     must_be_writable(out)
@@ -366,8 +369,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from cocot.runs import must_be_writable
     from cocot.tasks.files import write_problems
+    from cocot.writing import must_be_writable
 
     must_be_writable(args.out)
     chosen = _select(args)

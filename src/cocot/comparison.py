@@ -110,7 +110,6 @@ def _tests(
     for name, problems in sets.items():
         path = out / "tests" / f"{name}-{fingerprint(problems)[:8]}.jsonl"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_problems(path, problems)
         frozen[name] = path, problems
     return frozen

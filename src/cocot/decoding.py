@@ -10,7 +10,7 @@ Read next: `generation.py`, which answers with it.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -105,8 +105,8 @@ def warn_of_folder(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 @cache
 def _warn(found: str) -> None:
-    print(
-        f"cocot: warning: the model's generation_config.json sets {found}; answers are greedy, and this is left out. "
+    logging.getLogger("cocot").warning(
+        "the model's generation_config.json sets %s; answers are greedy, and this is left out. "
         "To decode as it says: --use-generation-config, in Python use_generation_config=True.",
-        file=sys.stderr,
+        found,
     )

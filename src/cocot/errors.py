@@ -5,6 +5,8 @@ The command line prints a `CocotError` in one line and exits with 2; every other
 
 from __future__ import annotations
 
+from signal import SIGINT
+
 
 class CocotError(Exception):
     """Base of every error that cocot raises on purpose."""
@@ -29,6 +31,13 @@ class RunError(CocotError):
 
 
 class Interrupted(RunError):
-    """A signal stopped the run; its state is saved and the same call goes on."""
+    """A signal stopped the run; its state is saved, and the same call resumes it.
 
-    exit_code = 130
+    Attributes:
+        exit_code: 128 + the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal.
+    """
+
+    def __init__(self, message: str, number: int = SIGINT) -> None:
+        """Say where the run stopped, and by which signal."""
+        super().__init__(message)
+        self.exit_code = 128 + number

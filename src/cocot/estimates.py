@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
-from tempfile import mkdtemp
 
 from cocot.config import RunConfig
 from cocot.controls import control_names
@@ -25,13 +23,13 @@ from cocot.curriculum import LATENT
 from cocot.machine import allowed_cores
 from cocot.plan import align, num_steps, plan, problems_of_files, steps_per_epoch
 from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder, read_json, write_json
+from cocot.runs import RunFolder, read_json
 from cocot.studies import Study
 from cocot.tasks.files import write_problems
 from cocot.trainings import Training, train_all
+from cocot.writing import unfinished, write_json
 
 _STEPS, _EPOCHS = 8, 2
-_PLACE = ".miniatures-"
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,13 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
     known = read_json(file) if file.exists() else {}
     keys = [_key(training, jobs) for training in trainings]
     new = [training for training, key in zip(trainings, keys, strict=True) if key not in known]
-    for left in folder.glob(f"{_PLACE}*"):  # by a killed call
-        shutil.rmtree(left, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    place = Path(mkdtemp(prefix=_PLACE, dir=folder))
-    try:
+    with unfinished(folder) as place:
         miniatures = [_miniature(training, place) for training in new]
         if miniatures:
             train_all(miniatures, jobs)
         known |= {
             _key(whole, jobs): asdict(_scale_up(whole, little)) for whole, little in zip(new, miniatures, strict=True)
         }
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     write_json(file, known)
     return [Estimate(**known[key]) for key in keys]
 

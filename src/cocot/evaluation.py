@@ -11,8 +11,8 @@ Read next: `report.py` (summaries -> a table).
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -28,8 +28,8 @@ from cocot.encoding import as_written, num_written, with_head_room
 from cocot.errors import DataError, RunError
 from cocot.generation import MOST_NEW_TOKENS, EditOf, answer
 from cocot.loading import processes
-from cocot.runs import write_text
 from cocot.tasks.problem import Problem, Task
+from cocot.writing import write_text
 
 _Z_95 = 1.959963984540054
 
@@ -164,10 +164,12 @@ def _as_spelled(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase)
             spelled.append(problem)
             lacking.append(problem.answer)
     if lacking:
-        print(
-            f"cocot: warning: {len(lacking)} of {len(problems)} expected answers, such as {lacking[0]!r}, hold what "
-            "the model's vocabulary lacks; it cannot give them, and they count as wrong.",
-            file=sys.stderr,
+        logging.getLogger("cocot").warning(
+            "%d of %d expected answers, such as %r, hold what the model's vocabulary lacks; it cannot give them, and "
+            "they count as wrong.",
+            len(lacking),
+            len(problems),
+            lacking[0],
         )
     return spelled
 
@@ -197,7 +199,6 @@ def evaluate_together(
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write one JSON line a problem; an existing file is replaced only once the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
 
 

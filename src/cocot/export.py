@@ -31,9 +31,10 @@ from cocot.errors import ModelError, RunError
 from cocot.generation import ThoughtRecorder, answer
 from cocot.loading import NO_CODE, load
 from cocot.model import thought_settings
-from cocot.runs import RunFolder, read_json, replaced, write_text
+from cocot.runs import RunFolder, read_json
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
+from cocot.writing import new_folder, write_text
 
 
 def export(source: str | Path, folder: Path) -> None:
@@ -67,7 +68,7 @@ def export(source: str | Path, folder: Path) -> None:
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         suppress_tokens=old.suppress_tokens,
     )
-    with replaced(folder) as place:
+    with new_folder(folder) as place:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         _check_tokenizer(place, tokenizer)
@@ -151,7 +152,7 @@ def write_embeddings(
     """
     folder = _new(folder)
     prompts = prompt_embeddings(model, tokenizer, [problem.question for problem in problems], num_thoughts)
-    with replaced(folder) as place:
+    with new_folder(folder) as place:
         save_file({str(index): prompt for index, prompt in enumerate(prompts)}, place / "prompt_embeds.safetensors")
         write_problems(place / "problems.jsonl", problems)
 

@@ -235,7 +235,7 @@ def _warn_of_unread(source: str, names: list[str]) -> None:
     """Say that weights of the file have no place in the model: its config may be that of another model."""
     if names:
         _LOG.warning(
-            "warning: %d weights in %s have no place in the model that its config.json describes and are unused: %s.",
+            "%d weights in %s have no place in the model that its config.json describes and are unused: %s.",
             len(names),
             source,
             min(names) + (", ..." if len(names) > 1 else ""),

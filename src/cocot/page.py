@@ -25,11 +25,12 @@ from cocot import charts
 from cocot.curriculum import ANSWER_MARK
 from cocot.errors import RunError
 from cocot.report import cells, read_table, shortcuts
-from cocot.runs import RunFolder, read_json, write_text
+from cocot.runs import RunFolder, read_json
 from cocot.search import Search
 from cocot.search_view import tables as tables_of
 from cocot.tasks.graphs import mentioned
 from cocot.tasks.problem import Graph, Problem
+from cocot.writing import write_text
 
 _MOST_TREES = 50
 _GAP = 70
@@ -43,7 +44,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         out: The HTML file.
 
     Raises:
-        RunError: a folder holds neither, or a table or a search that another version wrote.
+        RunError: a folder holds neither, or a table or a search that another version wrote; or the file cannot be
+            written.
     """
     tables, figures, specs = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
     notes, lines = list[str](), list[str]()
@@ -95,7 +97,6 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         bundle=_bundle(),
         script=Markup(_source("page.js")),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from cocot.errors import CocotError, RunError
 from cocot.plan import align
-from cocot.runs import read_json, write_json, write_text
+from cocot.runs import read_json
 from cocot.tasks.problem import Problem, Task
+from cocot.writing import write_json, write_text
 
 Row = dict[str, Any]
 

@@ -5,28 +5,25 @@
     stages/<name>/checkpoint-<step>/              best/          the last stage's best model so far
     model/           the result: a plain Hugging Face folder
 
-Files are written beside their place and then renamed, so a kill leaves the old one or the new one. A checkpoint folder
+Files are written as `writing.py` does it, so a kill leaves the old one or the new one. A checkpoint folder
 counts only once it is sealed with `checksums.json`; a damaged one is never loaded.
 Read next: `training.py`, which fills it.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -38,7 +35,9 @@ from cocot.errors import ConfigError, RunError
 from cocot.recipe_files import read_recipe
 from cocot.tasks.problem import Problem
 from cocot.typed_settings import build, check_numbers, number, short
+from cocot.writing import is_unfinished, new_folder, write_json, write_text
 
+_LOGGER = logging.getLogger("cocot")
 _NOTES = {"cost": "", "result": ""}
 """What a recipe says of itself to people: no part of what a run depends on."""
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -71,6 +70,10 @@ class _State:
     finished_stages: list[_FinishedStage]
 
 
+_LOCK = "lock"
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+
+
 class RunFolder:
     """One run's folder."""
 
@@ -81,7 +84,7 @@ class RunFolder:
         self.best = self.path / "best"
         self.metrics = self.path / "metrics.jsonl"
         self.log_file = self.path.with_name(f"{self.path.name}.log")  # what a process that trains here prints
-        self._lock = FileLock(self.path / "lock", blocking=False, thread_local=False)
+        self._lock = FileLock(self.path / _LOCK, blocking=False, thread_local=False)
 
     def open(self, config: RunConfig) -> None:
         """Make the folder, or take up the run that lies in it.
@@ -89,22 +92,28 @@ class RunFolder:
         Raises:
             RunError: the folder belongs to a run with other settings (the message lists them), or is in use.
         """
-        resolved = json.loads(json.dumps(asdict(config)))
-        if self.config.exists():
-            known = json.loads(json.dumps(asdict(self.read_config())))  # settings it knew not have defaults
-            difference = _difference({**known, **_NOTES}, {**resolved, **_NOTES})
-            if difference:
-                raise RunError(
-                    f"{self.path} belongs to another run: {'; '.join(difference)}. "
-                    "Choose another --out folder, or go back to the settings of this one."
-                )
-        elif self.path.exists() and any(self.path.iterdir()):
+        if not self.config.exists() and self.path.exists() and not all(map(_is_of_a_beginning, self.path.iterdir())):
             raise RunError(f"{self.path} is not empty and holds no run. Choose another --out folder.")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.config, yaml.safe_dump(resolved, sort_keys=False))
+        self.path.mkdir(parents=True, exist_ok=True)
         if not self._take_lock():
             raise RunError(f"another process is training in {self.path}; wait for it, or stop it.")
+        try:
+            self._agree_on(json.loads(json.dumps(asdict(config))))
+        except BaseException:
+            self.close()
+            raise
+
+    def _agree_on(self, resolved: dict[str, Any]) -> None:
+        """Write the settings down, or find them there."""
+        if not self.config.exists():
+            write_text(self.config, yaml.safe_dump(resolved, sort_keys=False))
+            return
+        known = json.loads(json.dumps(asdict(self.read_config())))  # settings it knew not have defaults
+        if difference := _difference({**known, **_NOTES}, {**resolved, **_NOTES}):
+            raise RunError(
+                f"{self.path} belongs to another run: {'; '.join(difference)}. "
+                "Choose another --out folder, or go back to the settings of this one."
+            )
 
     def read_config(self) -> RunConfig:
         """The run's resolved recipe.
@@ -121,7 +130,7 @@ class RunFolder:
 
     def is_free(self) -> bool:
         """Whether no process is training here."""
-        if not (self.path / "lock").exists():
+        if not (self.path / _LOCK).exists():
             return True
         is_free = self._take_lock()
         self.close()
@@ -133,11 +142,30 @@ class RunFolder:
             self._lock.acquire()
         except Timeout:
             return False
+        self._opened = os.stat(self.path / _LOCK)
         return True
 
     def close(self) -> None:
         """Let other processes have the folder."""
         self._lock.release()
+
+    def must_be_in_place(self) -> None:
+        """Refuse to write on where this run's folder was: what would be left is neither the old run nor a new one.
+
+        Raises:
+            RunError: somebody removed, moved or replaced the folder since it was opened.
+        """
+        if not self._lock.is_locked:
+            return
+        try:
+            is_in_place = os.path.samestat(self._opened, os.stat(self.path / _LOCK))
+        except FileNotFoundError:
+            is_in_place = False
+        if not is_in_place:
+            raise RunError(
+                f"{self.path} was removed or moved while the run was training there. Put it back to resume, or start "
+                "the run again."
+            )
 
     def describe(self, config: RunConfig, fingerprint: str) -> None:
         """Write down where the run's numbers come from.
@@ -180,7 +208,7 @@ class RunFolder:
         """Take over the first `count` stages of another run, if they are done there and not here."""
         for entry in other.finished_stages()[len(self.finished_stages()) : count]:
             check(other.path / entry["checkpoint"])
-            with replaced(self.path / entry["checkpoint"]) as checkpoint:
+            with new_folder(self.path / entry["checkpoint"]) as checkpoint:
                 shutil.copytree(other.path / entry["checkpoint"], checkpoint, dirs_exist_ok=True)
             self.rewind_log(entry["name"], -1)  # if the last try was killed here
             for logged in other.read_log():
@@ -193,7 +221,12 @@ class RunFolder:
         return self.path / "stages" / name
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append an entry to metrics.jsonl."""
+        """Append an entry to metrics.jsonl.
+
+        Raises:
+            RunError: the folder is no longer there.
+        """
+        self.must_be_in_place()
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -241,14 +274,19 @@ def read_json(file: Path, *names: str) -> dict[str, Any]:
     return content
 
 
+def _is_of_a_beginning(path: Path) -> bool:
+    """Whether a path in a run folder is what a run leaves that was stopped before its settings were written down."""
+    return path.name == _LOCK or is_unfinished(path)
+
+
 def complete_checkpoints(stage: Path) -> list[Path]:
     """The checkpoints of a stage that were written to the end, oldest first."""
-    return sorted((folder for folder in _checkpoints(stage) if is_sealed(folder)), key=step_of)
+    return sorted(filter(is_sealed, _checkpoints(stage)), key=step_of)
 
 
 def _checkpoints(stage: Path) -> list[Path]:
-    """The folders that training wrote; a copy with another name, `checkpoint-400-good`, is the user's own."""
-    return [folder for folder in stage.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", folder.name)]
+    """All of a stage's checkpoints; what a user put beside them under other names is none."""
+    return [path for path in stage.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -262,10 +300,10 @@ def newest_checkpoint(stage: Path) -> Path | None:
         damaged = damage(folder)
         if not damaged:
             return folder
-        print(
-            f"cocot: warning: {folder} is damaged ({', '.join(damaged)} is not what was written there); "
-            "going on from what was saved before it.",
-            file=sys.stderr,
+        _LOGGER.warning(
+            "%s is damaged (%s is not what was written there); resuming from what was saved before it.",
+            folder,
+            ", ".join(damaged),
         )
     return None
 
@@ -279,44 +317,6 @@ def prune_checkpoints(newest: Path, keep: int) -> None:
     for folder in _checkpoints(newest.parent):
         if folder not in kept:
             shutil.rmtree(folder)
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `folder` once it is whole."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of a JSON document."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def must_be_writable(path: Path) -> None:
-    """Find out now, not after hours of answers, whether a file can be written: raises OSError if not. Makes nothing."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
-        pass
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

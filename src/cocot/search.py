@@ -36,10 +36,11 @@ from cocot.generation import ThoughtRecorder
 from cocot.model import thought_settings
 from cocot.probing import continuation_log_probs
 from cocot.process import categorise
-from cocot.runs import read_json, replaced, write_json
+from cocot.runs import read_json
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem, Task, check_whole
+from cocot.writing import new_folder, write_json
 
 SCHEMA = 1
 _ARRAYS, _TEXTS = "arrays.safetensors", "search.json"
@@ -127,7 +128,7 @@ class Search:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         texts = {name: value for name, value in values.items() if name not in arrays}
-        with replaced(Path(folder)) as place:
+        with new_folder(Path(folder)) as place:
             save_file(arrays, place / _ARRAYS)
             problems = [problem.to_json() for problem in self.problems]
             write_json(place / _TEXTS, {"schema": SCHEMA, **texts, "problems": problems})

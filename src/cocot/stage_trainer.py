@@ -42,10 +42,10 @@ from cocot.loading import load
 from cocot.optimizers import build_optimizer, inherit, load_whole_state, whole_state
 from cocot.passes import enable_checkpointing
 from cocot.plan import Batches, PlannedStage
-from cocot.runs import RunFolder, prune_checkpoints, replaced
+from cocot.runs import RunFolder, prune_checkpoints
 from cocot.tasks.problem import Problem, Task
 from cocot.typed_settings import choose, short
-from cocot.write_errors import cannot_write
+from cocot.writing import explained, new_folder
 
 _KEPT_CHECKPOINTS = 2
 OVERRIDDEN = (
@@ -202,13 +202,10 @@ class StageTrainer(Trainer):
         whole = {"state_dict": self._whole_weights()} if self.is_fsdp_enabled else {}
         if not self.is_world_process_zero():
             return
-        try:
-            with replaced(self._run.best) as folder:
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
-                self._tokenizer.save_pretrained(folder)
-                seal(folder)
-        except Exception as error:
-            raise cannot_write(self._run.best, error) from error
+        with new_folder(self._run.best) as folder:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
+            self._tokenizer.save_pretrained(folder)
+            seal(folder)
 
     def _validate(self) -> list[Record]:
         return evaluate_together(
@@ -225,19 +222,22 @@ class StageTrainer(Trainer):
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
         if self.largest(not _are_finite(part for part in model.parameters() if part.requires_grad))[0]:
             raise self._diverged("the weights are no longer numbers", self.state.global_step)
+        self._run.must_be_in_place()
         folder = self._folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # every process adds its random state
-            if self.is_world_process_zero():
-                seal(folder)
-                prune_checkpoints(folder, keep=_KEPT_CHECKPOINTS)
-        except Exception as error:
+            with explained(folder):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # every process adds its random state
+                if self.is_world_process_zero():
+                    seal(folder)
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-            raise cannot_write(folder, error) from error
+            raise
+        if self.is_world_process_zero():
+            prune_checkpoints(folder, keep=_KEPT_CHECKPOINTS)
 
     # What processes share (FSDP) is written as one process would write it: any number of them can go on from there.
 

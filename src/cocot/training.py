@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -41,13 +40,14 @@ from cocot.loading import load, load_together, load_tokenizer, processes
 from cocot.model import add_missing, add_tokens, context_length, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_batches, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.run_problems import Data, prepare_data, vocabulary_sample
-from cocot.runs import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, replaced, step_of
+from cocot.runs import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, step_of
 from cocot.scratch import build_model, build_tokenizer
 from cocot.stage_trainer import StageTrainer, Validation, check_reporters, check_trainer, uses_bf16
 from cocot.tasks.problem import Problem, num_seen
 from cocot.write_errors import cannot_write
+from cocot.writing import new_folder
 
-_LOG = logging.getLogger("cocot")
+_LOGGER = logging.getLogger("cocot")
 
 
 def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None = None) -> RunFolder:
@@ -66,7 +66,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         DataError: a problem cannot be used.
         ModelError: the model cannot think.
         RunError: the folder belongs to another run, the loss is not a number, or the disk is full.
-        Interrupted: a signal came; the same call goes on.
+        Interrupted: a signal came; the same call resumes the run.
     """
     check_trainer()
     if uses_fsdp():
@@ -113,8 +113,8 @@ def _warn_of_seen(config: RunConfig, train: Sequence[Problem], valid: Sequence[P
     """Say that validation asks what training shows: its accuracy is then that of a memory."""
     count = num_seen(valid, train) if config.data.train else 0
     if count:
-        _LOG.warning(
-            "warning: %d of the %d problems for validation are in the training file %s, too; accuracy says little "
+        _LOGGER.warning(
+            "%d of the %d problems for validation are in the training file %s, too; accuracy says little "
             "about new problems. Remove them from one of the two.",
             count,
             len(valid),
@@ -173,7 +173,7 @@ def _train_stages(
 
     def copy_best() -> None:
         check(run.best)
-        with replaced(run.model) as result:
+        with new_folder(run.model) as result:
             if config.model.lora is None:
                 shutil.copytree(run.best, result, dirs_exist_ok=True)
                 return
@@ -188,13 +188,16 @@ def _train_stages(
 
 def _announce(config: RunConfig, batches: Batches, note: str) -> None:
     """Say how the batch is cut, what there is to say of the data, and that GPUs are left alone if they are."""
-    print(batches, note, sep="\n" if note else "", file=sys.stderr)
+    _LOGGER.info("%s", batches)
+    if note:
+        _LOGGER.info("%s", note)
     num_gpus = torch.accelerator.device_count()
     if config.train.device != "cpu" and batches.world_size == 1 < num_gpus:
-        print(
-            f"training on 1 of {num_gpus} GPUs; for all of them: "
-            f"torchrun --nproc_per_node {num_gpus} -m cocot train RECIPE --out FOLDER",
-            file=sys.stderr,
+        _LOGGER.info(
+            "training on 1 of %d GPUs; for all of them: "
+            "torchrun --nproc_per_node %d -m cocot train RECIPE --out FOLDER",
+            num_gpus,
+            num_gpus,
         )
 
 
@@ -347,7 +350,8 @@ def _run_stage(
     assert is_interrupted or num_finished > number
     if is_interrupted and num_finished < len(stages):
         raise Interrupted(
-            f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}."
+            f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}.",
+            trainer.pace.signal,
         )
 
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 
 import torch
 from tqdm.auto import tqdm
 
 from cocot.config import RunConfig
 from cocot.errors import ConfigError, Interrupted, RunError
+from cocot.interrupts import listening
 from cocot.machine import allowed_cores, visible_gpus, with_gpu
 from cocot.plan import num_shared_stages, num_steps
 from cocot.runs import RunFolder
@@ -102,9 +102,9 @@ class Training:
         return code == 0
 
     def interrupt(self) -> None:
-        """As by Ctrl-C; returns once the state is saved."""
+        """Let the process save its state and stop; returns once it has."""
         if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(signal.SIGTERM)  # the one that no shell lets its children ignore
             self._process.wait()
 
     def progress(self) -> tuple[int, str]:
@@ -139,8 +139,12 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
         lifeline = stack.enter_context(_lifeline())
+        signals = list[int]()
+        stack.enter_context(listening(signals.append))
         stack.enter_context(_stopping(running))
         while waiting or running:
+            if signals:
+                raise Interrupted("stopped; every training saved its state.", signals[0])
             free = [slot for slot in range(min(jobs, len(trainings))) if slot not in running]
             for slot, training in zip(free, [item for item in waiting if item.is_ready], strict=False):
                 training.start(_environment(training, jobs, slot), lifeline)
@@ -179,16 +183,9 @@ def _lifeline() -> Iterator[int]:
 
 @contextmanager
 def _stopping(running: Mapping[int, Training]) -> Iterator[None]:
-    """Whatever ends this block, a signal or an error: let the trainings that still run save and stop."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped; every training saved its state.")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Whatever ends this block, an interrupt or an error: let the trainings that still run save and stop."""
     try:
         yield
     finally:
         for training in running.values():
             training.interrupt()
-        for number, handler in before.items():
-            signal.signal(number, handler)

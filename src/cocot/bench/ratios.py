@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from cocot.run_problems import prepare_data, vocabulary_sample
 from cocot.runs import RunFolder
 from cocot.stage_trainer import StageTrainer, Validation
 from cocot.training import prepare_model
+from cocot.writing import unfinished
 
 _WORD_ID = 0
 _NEW_TOKENS = 16
@@ -246,8 +247,8 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
     model, tokenizer = prepare_model(config, vocabulary_sample(data, [planned]))
     encoder = Encoder(config.curriculum, tokenizer)
     clock = _Clock(bench.device)
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(Path(folder) / "run")
+    with unfinished(Path(gettempdir())) as folder:
+        run = RunFolder(folder)
         with closing(run):
             run.open(config)
             trainer = StageTrainer(

@@ -25,7 +25,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +36,7 @@ from typing import Any
 from cocot.errors import DataError
 from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
+from cocot.writing import new_file
 
 _HUB = "hub:"
 _CHAIN_WORDS: tuple[str, ...] = (
@@ -113,13 +113,13 @@ def _unpacked(path: Path) -> bytes:
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write problems as JSONL; an existing file is replaced only once the new one is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    """Write problems as JSONL; an existing file is replaced only once the new one is whole.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with new_file(Path(path)) as file:
         file.writelines(json.dumps(problem.to_json(), ensure_ascii=False) + "\n" for problem in problems)
-    os.replace(partial, path)
 
 
 def set_aside(problems: Sequence[Problem], share: float, most: int, seed: int) -> tuple[list[Problem], list[Problem]]:
