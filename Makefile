@@ -1,9 +1,10 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
+# make test-slow   what takes longer: every model class of transformers against the definition, full disks, ...
 # make test-matrix   the suite with transformers 5.17.0 and 5.24, the oldest and the newest that are supported
 # make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo model models test test-matrix lint fuzz bench gpu clean
+.PHONY: demo model models test test-slow test-matrix lint fuzz bench gpu clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +31,10 @@ model: .venv/ready
 	sed -i 's/"platform": .*,/"platform": "Linux, x86-64",/' src/cocot/models/prosqa-small/run.json
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .
