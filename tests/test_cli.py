@@ -307,6 +307,7 @@ def test_a_slip_in_a_process_of_its_own() -> None:
     assert done.stderr == "cocot: unknown key 'train.learning_rat'; did you mean 'train.learning_rate'?\n"
 
 
+@pytest.mark.distributed
 def test_processes_share_the_questions_of_eval(tmp_path: Path) -> None:
     """`torchrun -m cocot eval` writes the records of one process; all may be the first to use a model."""
     words = ["-m", "cocot", "eval", "prosqa-small", "--count", "11", "--seed", "3"]
