@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from cocot.curriculum import CurriculumConfig
 
 TINY_INIT = InitConfig("gpt2", layers=2, width=16, heads=2, settings={"n_positions": 64})
 """GPT-2, since it has dropout: a resumed run must find the random numbers of the uninterrupted one."""
+
+
+Finish = Callable[[Callable[[], subprocess.Popen[str]]], tuple[str, str]]
+"""The fixture `finish`: starts a process, and gives what it printed."""
 
 
 def tiny_config(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs_support import environment, tiny_config, write_recipe
+from runs_support import Finish, environment, tiny_config, write_recipe
 from test_training import FSDP, NO_DROPOUT, SHAPES, save_model
 from transformers import LlamaConfig
 
@@ -20,19 +20,18 @@ from cocot.launch import decided, once
 from cocot.run_problems import prepare_data
 
 
-def launch(program: str, folder: Path, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in two processes, as torchrun starts them."""
+def launch(program: str, folder: Path, *arguments: object, **settings: str) -> subprocess.Popen[str]:
+    """Start a program in two processes, as torchrun starts them."""
     file = folder / "program.py"
     file.write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(file)]
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, *map(str, arguments)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         env=environment() | {"PYTHONPATH": here} | settings,
-        timeout=300,
     )
 
 
@@ -78,7 +77,7 @@ Path(sys.argv[2], f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 @pytest.mark.distributed
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_one_process_checks_the_files_and_under_fsdp_alone_reads_them(tmp_path: Path, engine: str) -> None:
+def test_one_process_checks_files_and_under_fsdp_alone_reads_them(tmp_path: Path, finish: Finish, engine: str) -> None:
     """Each file is hashed once, however often it is loaded; the second process's memory does not grow by the weights.
 
     Measured, in shares of the weights: 1.21 in a process that reads, 0.08 in one that receives; under DDP, where each
@@ -97,8 +96,7 @@ def test_one_process_checks_the_files_and_under_fsdp_alone_reads_them(tmp_path: 
     for file in (tmp_path / "model").iterdir():
         os.utime(file)
     num_files = len(list((tmp_path / "model").iterdir())) - 1
-    done = launch(PREPARE, tmp_path, tmp_path / "model", tmp_path, **(FSDP if engine == "fsdp" else {}))
-    assert done.returncode == 0, done.stderr
+    finish(lambda: launch(PREPARE, tmp_path, tmp_path / "model", tmp_path, **(FSDP if engine == "fsdp" else {})))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     print({key: (first[key], second[key]) for key in ("digests", "grown")})
     assert first["digests"] == num_files
@@ -113,7 +111,8 @@ def test_one_process_checks_the_files_and_under_fsdp_alone_reads_them(tmp_path: 
 
 
 TRAIN = """
-import os, signal, sys
+import json, os, signal, sys
+from pathlib import Path
 from cocot.cli import main
 from cocot.stage_trainer import StageTrainer
 
@@ -132,13 +131,13 @@ def counted_largest(trainer, *values):
 
 StageTrainer.training_step, StageTrainer.largest = counted_step, counted_largest
 assert main(sys.argv[1:]) == 130
-print("COUNTS", os.environ["RANK"], counts["steps"], counts["asked"], flush=True)
+Path(sys.argv[2]).with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(counts))
 """
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_processes_seldom_agree_but_stop_after_the_same_step(tmp_path: Path, engine: str) -> None:
+def test_processes_seldom_agree_but_stop_after_the_same_step(tmp_path: Path, finish: Finish, engine: str) -> None:
     """An interrupt of one is known to all within a second or two, without their asking each other after every step."""
     config = tiny_config(
         init=NO_DROPOUT,
@@ -149,20 +148,18 @@ def test_processes_seldom_agree_but_stop_after_the_same_step(tmp_path: Path, eng
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     program = TRAIN if engine == "ddp" else WITH_FSDP + TRAIN
     settings = FSDP if engine == "fsdp" else {}
-    done = launch(program, tmp_path, "train", recipe, "--out", tmp_path / "run", **settings)
-    counts = {int(rank): (int(steps), int(asked)) for rank, steps, asked in re.findall(COUNTS, done.stdout)}
-    assert set(counts) == {0, 1}, done.stderr
-    print(counts)
-    (steps, asked), other = counts[0], counts[1]
-    assert other == counts[0], "they stop after the same step, having asked as often"
+    _, err = finish(lambda: launch(program, tmp_path, "train", recipe, "--out", tmp_path / "run", **settings))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    print(first, second)
+    assert first == second, "they stop after the same step, having asked as often"
+    steps, asked = first["steps"], first["asked"]
     assert 60 <= steps < 4000
     assert asked < steps / 4
-    stopped = set(re.findall(r"stopped in stage_0 after step (\d+); everything is saved", done.stderr))
+    stopped = set(re.findall(r"stopped in stage_0 after step (\d+); everything is saved", err))
     assert stopped == {str(steps)}
     assert [path.name for path in (tmp_path / "run" / "stages" / "stage_0").iterdir()] == [f"checkpoint-{steps}"]
 
 
-COUNTS = r"COUNTS (\d) (\d+) (\d+)"
 WITH_FSDP = """
 from accelerate.state import AcceleratorState
 import fsdp_on_cpu

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs_support import TINY_INIT, accuracies, environment, tiny_config, weights, write_recipe
+from runs_support import TINY_INIT, Finish, accuracies, environment, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -410,32 +410,6 @@ def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
         text=True,
         env=environment() | settings,
     )
-
-
-Start = Callable[[], subprocess.Popen[str]]
-Finish = Callable[[Start], tuple[str, str]]
-
-
-@pytest.fixture
-def finish(record_property: Callable[[str, object], None]) -> Finish:
-    """What a process that ends well has printed: `finish(start)`.
-
-    Once in some 60 launches on a busy machine a process was aborted before its first step, with a message of a C++
-    thread, of which we have none. That message alone gets a second try, which the summary of the tests counts.
-    """
-
-    def finished(start: Start) -> tuple[str, str]:
-        record_property("launches", 1)
-        process = start()
-        out, err = process.communicate(timeout=300)
-        if process.returncode != 0 and "terminate called without an active exception" in err:
-            record_property("retries", 1)
-            process = start()
-            out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        return out, err
-
-    return finished
 
 
 @pytest.mark.distributed
