@@ -95,6 +95,7 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     assert (copy / "trainer_state.json").read_bytes() == (checkpoint / "trainer_state.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

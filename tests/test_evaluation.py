@@ -165,13 +165,13 @@ def test_an_answer_is_compared_as_the_tokenizer_spells_it(answer: str) -> None:
     assert (record.expected, record.is_complete) == (answer, True)
 
 
-def test_an_answer_that_the_vocabulary_lacks_is_wrong_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_the_vocabulary_lacks_is_wrong_and_said(caplog: pytest.LogCaptureFixture) -> None:
     """The model cannot give it: one line says how many, and no question is lost."""
     known, lacking = Problem("q", (), "3"), Problem("q", (), "zebra")
     model, tokenizer = speaking(["### 3", "### 3"], [known])
     records = evaluate(model, tokenizer, Exact(), [known, lacking], num_thoughts=0)
     assert [record.is_correct for record in records] == [True, False]
-    assert "1 of 2 expected answers, such as 'zebra', hold what the model's vocabulary lacks" in capsys.readouterr().err
+    assert "1 of 2 expected answers, such as 'zebra', hold what the model's vocabulary lacks" in caplog.text
 
 
 def test_nothing_is_cut_that_is_as_long_as_its_written_solution() -> None:

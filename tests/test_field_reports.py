@@ -299,7 +299,7 @@ def test_a_checkpoint_that_the_user_copied_is_neither_read_nor_removed(tmp_path,
 def test_a_state_that_names_a_checkpoint_of_another_run_is_refused(tmp_path, checkpoint):
     """A run goes on from its own checkpoints alone, whatever its state.json says."""
     (tmp_path / "state.json").write_text(json.dumps({"finished_stages": [{"name": "a", "checkpoint": checkpoint}]}))
-    with pytest.raises(RunError, match="is not of this run"):
+    with pytest.raises(RunError, match="lies outside the run folder"):
         RunFolder(tmp_path).finished_stages()
 
 

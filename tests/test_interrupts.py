@@ -118,7 +118,7 @@ def test_a_closed_terminal_leaves_the_old_output(tmp_path: Path) -> None:
     code, err = stopped(command, tmp_path, asks, signal.SIGHUP)
     assert_one_line(code, err, signal.SIGHUP)
     assert (tmp_path / "e.jsonl").read_text() == "old\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl"]
 
 
 def test_an_interrupt_at_every_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

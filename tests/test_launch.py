@@ -135,6 +135,7 @@ Path(sys.argv[2]).with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_processes_seldom_agree_but_stop_after_the_same_step(tmp_path: Path, finish: Finish, engine: str) -> None:

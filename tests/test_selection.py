@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_one_model_one_number(trained: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_training_never_sees_what_was_set_aside(
-    trained: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    trained: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """One line says how many; the run's data are the rest; a file of one question has none to spare."""
     config = config_of(trained.parent)
@@ -148,8 +149,9 @@ def test_training_never_sees_what_was_set_aside(
     assert data.valid == aside
     assert steps_per_epoch(config) == 54 // 8
     assert data.note.startswith(f"6 of the 60 problems in {trained.parent}/mine.jsonl are set aside for validation")
-    train(config, tmp_path / "run")
-    assert data.note in capfd.readouterr().err
+    with caplog.at_level(logging.INFO, logger="cocot"):
+        train(config, tmp_path / "run")
+    assert data.note in caplog.messages
     write_problems(trained.parent / "one.jsonl", PROBLEMS[:2])
     with pytest.raises(DataError, match=r"one\.jsonl holds one question alone, and none can be set aside"):
         prepare_data(config_of(trained.parent, train=str(trained.parent / "one.jsonl")))

@@ -148,6 +148,7 @@ def table(out: Path) -> Any:
     return without_time(json.loads((out / "table.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_killed_study_ends_in_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while it measures, while it trains and while it asks: the next call goes on, and trains nothing twice."""

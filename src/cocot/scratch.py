@@ -53,7 +53,7 @@ def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTr
     for problem in problems:
         lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
         words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
-    vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words)])}
+    vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words.difference(_MARKUP))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = splitter
     if tokens != "words":

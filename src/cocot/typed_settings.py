@@ -49,16 +49,22 @@ def number(default: Any, *, low: float | None = None, high: float | None = None,
 
 
 def check_numbers(settings: Any, name: str) -> None:
-    """Check every number of a dataclass against its field's bounds; no setting may be infinite or not a number.
+    """Check every number of a dataclass against its field's bounds, and every word of a Literal.
+
+    No setting may be infinite or not a number. Data that `build` read is checked for all types; this is also what
+    settings that a program made must pass.
 
     Args:
         settings: An instance.
         name: Its dotted name, which messages begin with; empty for the outermost.
 
     Raises:
-        ConfigError: a number is out of bounds.
+        ConfigError: a number is out of bounds, or a word is none of those to choose from.
     """
+    hints = get_type_hints(type(settings))
     for item in fields(settings):
+        if any(get_origin(option) is Literal for option in _options(hints[item.name])):
+            _convert(hints[item.name], getattr(settings, item.name), _join(name, item.name))
         low, high, above = item.metadata.get("bounds", (None, None, None))
         for value in _numbers(getattr(settings, item.name)):
             reasons = [
