@@ -23,9 +23,9 @@ from cocot.bench.measure import live_bytes
 from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
 from cocot.curriculum import PAUSE, Example
 from cocot.errors import ConfigError, RunError
-from cocot.model import add_tokens
 from cocot.run_problems import prepare_data
 from cocot.runs import RunFolder, complete_checkpoints
+from cocot.special_tokens import add_tokens
 from cocot.training import train
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")

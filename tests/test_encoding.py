@@ -45,8 +45,8 @@ from cocot.encoding import (
     tokenize,
 )
 from cocot.errors import DataError, ModelError
-from cocot.model import add_missing
 from cocot.scratch import build_tokenizer
+from cocot.special_tokens import add_missing
 from cocot.tasks.problem import Problem
 
 PROBLEM = Problem("is tom a lempus or yumpus ?", ("every lempus is a yumpus", "<<12*3.5=42>>"), "yumpus 42")

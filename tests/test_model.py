@@ -496,3 +496,11 @@ def test_a_variant_of_a_class_shares_passes_only_where_its_gradients_are_right(n
     assert close(loss, expected)
     largest = max(gradient.abs().max() for gradient in gradients.values())
     assert all((got[key] - gradients[key]).abs().max() <= TOLERANCE * largest for key in got)
+
+
+def test_a_tokenizer_without_a_token_to_copy_is_refused():
+    """New tokens begin as copies; where nothing stands for `<<`, the message says so."""
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    with pytest.raises(ModelError, match="`<<`"):
+        cocot.give_thoughts(make_model("llama"), tokenizer)

@@ -20,7 +20,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
-    AddedToken,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,11 +27,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cocot.batching import label_positions
-from cocot.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
+from cocot.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
 from cocot.errors import ConfigError, ModelError
 from cocot.own_head import run_head
 from cocot.passes import MODEL_TYPES, TrainingPasses, can_share
 from cocot.self_test import Passes, find_passes
+from cocot.special_tokens import add_tokens, suppress, token_id
 from cocot.thinking import CACHE, Edit, decoder_of, takes_positions, think
 from cocot.thinking import latent_columns as find_columns
 from cocot.typed_settings import build
@@ -211,13 +211,13 @@ def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         cast(Any, model).thought_passes = find_passes(model)
     add_tokens(model, tokenizer, SPECIAL_TOKENS)
     if not saved:
-        model.config.thoughts = ThoughtSettings(_token_id(tokenizer, LATENT)).to_json()
-    elif thought_settings(model).latent_id != _token_id(tokenizer, LATENT):
+        model.config.thoughts = ThoughtSettings(token_id(tokenizer, LATENT)).to_json()
+    elif thought_settings(model).latent_id != token_id(tokenizer, LATENT):
         raise ModelError(
-            f"the model thinks at token {saved['latent_id']}, but {LATENT} is token {_token_id(tokenizer, LATENT)} of "
+            f"the model thinks at token {saved['latent_id']}, but {LATENT} is token {token_id(tokenizer, LATENT)} of "
             "its tokenizer; take the tokenizer that was saved with it."
         )
-    _suppress(model, [_token_id(tokenizer, token) for token in SPECIAL_TOKENS])
+    suppress(model, [token_id(tokenizer, token) for token in SPECIAL_TOKENS])
     if not isinstance(model, Thoughts):
         model.__class__ = _thinking_class(type(model))
         if _HOOKED in vars(model):
@@ -235,48 +235,6 @@ def _own_forward(model: Any) -> None:
             f"the forward of this {type(model).__name__} was replaced on the object, so thoughts would be read as "
             "words; give it thoughts before anything wraps its forward."
         )
-
-
-def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:
-    """Add the `tokens` that `tokenizer` or `model` lacks; each starts as a copy of the token of `<<`, head included.
-
-    A copy of a known token keeps the first losses small; the released Coconut code does the same.
-    """
-    missing = add_missing(tokenizer, tokens)
-    num_rows = cast(Any, model).get_input_embeddings().num_embeddings
-    _check_rows(tokenizer, num_rows)
-    if len(tokenizer) > num_rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    # A tokenizer that served another model may know a token that this model has no row for yet.
-    new_ids = [_token_id(tokenizer, token) for token in tokens if token in missing]
-    new_ids += [_token_id(tokenizer, token) for token in tokens if _token_id(tokenizer, token) >= num_rows]
-    tables: tuple[Any, ...] = (model.get_input_embeddings(), cast(Any, model).get_output_embeddings())
-    with torch.no_grad():
-        for token_id in new_ids:
-            for table in tables:
-                table.weight[token_id] = table.weight[tokenizer.encode("<<", add_special_tokens=False)[0]]
-
-
-def _check_rows(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
-    """Refuse a tokenizer with tokens, besides cocot's own, that the model would read as random embeddings."""
-    known = (*SPECIAL_TOKENS, PAUSE)
-    foreign = [token for token, index in tokenizer.get_vocab().items() if index >= num_rows and token not in known]
-    if foreign:
-        raise ModelError(
-            f"the tokenizer has {len(foreign)} tokens without an embedding in the model, {min(foreign)!r} among them; "
-            "take the model's own. If you added them yourself, call model.resize_token_embeddings(len(tokenizer))."
-        )
-
-
-def add_missing(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[str]:
-    """Add the `tokens` that `tokenizer` lacks, as special tokens; returns those."""
-    known = tokenizer.get_vocab()
-    missing = [token for token in tokens if token not in known]
-    if missing:
-        tokenizer.add_tokens(
-            [AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True
-        )
-    return missing
 
 
 def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
@@ -299,17 +257,6 @@ def context_length(model: PreTrainedModel) -> int | None:
     config: Any = model.config.get_text_config()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((limit for limit in limits if limit is not None), None)
-
-
-def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    return cast(int, tokenizer.convert_tokens_to_ids(token))
-
-
-def _suppress(model: PreTrainedModel, token_ids: list[int]) -> None:
-    """Never let the model write a thought as a word: its placeholder would have no hidden state to read."""
-    generation = model.generation_config
-    if generation is not None:
-        generation.suppress_tokens = sorted({*(generation.suppress_tokens or []), *token_ids})
 
 
 def _thinking_class(original: type[PreTrainedModel]) -> type[PreTrainedModel]:

@@ -37,11 +37,12 @@ from cocot.encoding import encode_question, tokenize, with_head_room
 from cocot.errors import DataError, Interrupted
 from cocot.launch import check_fsdp, check_together, decided, once, sent_without_weights, shares_weights, uses_fsdp
 from cocot.loading import load, load_together, load_tokenizer, processes
-from cocot.model import add_missing, add_tokens, context_length, give_thoughts
+from cocot.model import context_length, give_thoughts
 from cocot.plan import Batches, PlannedStage, num_batches, num_shared_stages, num_thoughts, plan, split_batch
 from cocot.run_problems import Data, prepare_data, vocabulary_sample
 from cocot.runs import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, step_of
 from cocot.scratch import build_model, build_tokenizer
+from cocot.special_tokens import add_missing, add_tokens
 from cocot.stage_trainer import StageTrainer, Validation, check_reporters, check_trainer, uses_bf16
 from cocot.tasks.problem import Problem, num_seen
 from cocot.write_errors import cannot_write
