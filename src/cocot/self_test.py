@@ -94,7 +94,7 @@ class _SelfTest:
         self.table = model.get_input_embeddings()
         size = self.table.num_embeddings
         # Spread over the vocabulary, far from its ends: special tokens stand there.
-        self.ids = torch.linspace(size // 3, size - size // 4, _LENGTH, device=model.device).long()[None]
+        self.ids = torch.linspace(size // 3, size - 1 - size // 4, _LENGTH, device=model.device).long()[None]
         with torch.no_grad():
             row: Tensor = self.table(self.ids)
         padded = torch.cat([row[:, :_PADDING], row[:, :-_PADDING]], dim=1)
