@@ -38,6 +38,7 @@ def interrupt_once(run: RunFolder) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
