@@ -76,6 +76,7 @@ Path(sys.argv[2], f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 @pytest.mark.distributed
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_one_process_checks_files_and_under_fsdp_alone_reads_them(tmp_path: Path, finish: Finish, engine: str) -> None:
     """Each file is hashed once, however often it is loaded; the second process's memory does not grow by the weights.

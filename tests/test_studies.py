@@ -121,6 +121,7 @@ def test_a_slip_is_explained(call: Callable[[], Any], message: str) -> None:
         call()
 
 
+@pytest.mark.slow
 def test_an_estimate_is_of_the_work_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It grows with the epochs, leaves out what another training does, is kept, and leaves no miniature behind."""
     for name, value in environment().items():
