@@ -156,6 +156,7 @@ def test_a_quantized_file_is_not_quantized_again(file: Path) -> None:
         cocot.load(file, quantization_config={"load_in_4bit": True})
 
 
+@pytest.mark.slow
 def test_smollm2_answers_from_its_package() -> None:
     """The real thing: 135 million weights, none of them at random."""
     from importlib.util import find_spec

@@ -84,6 +84,7 @@ def test_what_does_not_fit_is_refused() -> None:
         CocotLM(make_thinker("llama"), TOKENIZER)
 
 
+@pytest.mark.slow
 def test_the_harness_runs_a_task(tmp_path: Path) -> None:
     """By its own command, in a process of its own, on a task in a file, without a network."""
     model = trained_thinker("llama")

@@ -164,6 +164,7 @@ def run_until(command: list[object], is_time: Callable[[], bool], number: int) -
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_sigkill_and_ctrl_c_in_mid_stage_lose_nothing(tmp_path: Path) -> None:
     """A real SIGKILL, later a real Ctrl-C (exit code 130, how to go on), then to the end: bit for bit one run."""
@@ -471,6 +472,7 @@ def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: s
         check_fsdp(plugin, tiny_config())
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("one", "fsdp")])
 def test_a_run_goes_on_with_other_processes(tmp_path: Path, finish: Finish, before: str, after: str) -> None:
