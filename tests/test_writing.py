@@ -106,6 +106,21 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path, place: str)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_the_outermost_place_is_the_one_that_is_named(tmp_path: Path) -> None:
+    """Not the one for the time being inside; and a folder by such a name explains its own errors."""
+    (tmp_path / "file").touch()
+
+    def write(folder: Path) -> None:
+        with new_folder(folder) as place:
+            (place / "below").touch()
+            write_text(place / "below" / "file", "text")
+
+    with unfinished(tmp_path) as other:
+        for folder in (tmp_path / "folder", other / "folder"):
+            with pytest.raises(RunError, match=f"could not write {folder}: "):
+                write(folder)
+
+
 def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path) -> None:
     """A bug in what is written is not called a full disk; the old file stays."""
     write_text(tmp_path / "file", "old")

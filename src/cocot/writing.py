@@ -15,6 +15,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +29,7 @@ from cocot.write_errors import cannot_write
 _MINE = f".cocot-{platform.node()}-"
 _NUMBERS = count()
 _SOME = 1 << 16  # bytes
+_IS_EXPLAINED = ContextVar("_IS_EXPLAINED", default=False)
 _OF_A_DISK = (OSError, RuntimeError, SafetensorError)
 """What Python, PyTorch and safetensors raise when a file cannot be written."""
 
@@ -139,15 +141,19 @@ def must_be_writable(path: Path) -> None:
 def explained(path: Path) -> Iterator[None]:
     """Turn what the libraries raise on a full disk into one error about `path`.
 
-    Inside a folder that is not finished it is left to whoever fills the folder: the name is not one for the user.
+    Of nested blocks the outermost one explains: the paths inside are not names for the user.
 
     Raises:
         RunError: what was in the way.
     """
+    is_inner = _IS_EXPLAINED.get()
+    token = _IS_EXPLAINED.set(True)
     try:
         yield
     except Exception as error:
         is_bare = type(error) is Exception  # of the library tokenizers
-        if not (is_bare or isinstance(error, _OF_A_DISK)) or any(map(is_unfinished, path.parents)):
+        if is_inner or not (is_bare or isinstance(error, _OF_A_DISK)):
             raise
         raise cannot_write(path, error) from error
+    finally:
+        _IS_EXPLAINED.reset(token)
