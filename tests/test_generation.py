@@ -125,14 +125,14 @@ def generate(name, num_thoughts=2, question=0, **settings):
 @pytest.mark.parametrize("name", MODELS)
 def test_samples_are_the_definitions(name, use_cache):
     """Sampling, cached or not, draws what a loop over the definition draws from the same seed."""
-    thinker(name)  # made before the seed is set
+    model, _ = bare(name), thinker(name)  # made before the seed is set
     torch.manual_seed(3)
     ids, output = generate(name, do_sample=True, top_k=0, use_cache=use_cache)
     torch.manual_seed(3)
     written = []
     while len(written) < MAX_NEW and EOS not in written:
         with torch.no_grad():
-            logits = reference.row_logits(bare(name), [*ids, *written], LATENT_ID)[-1]
+            logits = reference.row_logits(model, [*ids, *written], LATENT_ID)[-1]
         logits[BANNED] = -torch.inf
         written.append(int(torch.multinomial(logits.softmax(-1)[None], 1)))
     assert output[0, len(ids) :].tolist() == written
