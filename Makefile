@@ -26,9 +26,9 @@ demo: .venv/ready
 # the small model that comes with cocot, made anew
 model: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/cocot train demo --out runs/shipped
-	mkdir -p src/cocot/models/prosqa-small
-	cd runs/shipped && cp -r config.yaml run.json state.json metrics.jsonl model ../../src/cocot/models/prosqa-small/
-	sed -i 's/"platform": .*,/"platform": "Linux, x86-64",/' src/cocot/models/prosqa-small/run.json
+	mkdir -p src/cocot/assets/prosqa-small
+	cd runs/shipped && cp -r config.yaml run.json state.json metrics.jsonl model ../../src/cocot/assets/prosqa-small/
+	sed -i 's/"platform": .*,/"platform": "Linux, x86-64",/' src/cocot/assets/prosqa-small/run.json
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m "not slow"

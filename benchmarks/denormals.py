@@ -16,8 +16,8 @@ from time import perf_counter
 
 import torch
 
-from cocot.loading import load
-from cocot.runs import newest_checkpoint
+from cocot.modeling.loading import load
+from cocot.training.run_folder import newest_checkpoint
 
 ROWS, COLUMNS, LABELS = 64, 110, 3
 

@@ -215,7 +215,7 @@ def main() -> int:
     for name in args.commands.split(","):
         place = Path(mkdtemp())
         Path(place, "runs").mkdir()
-        shutil.copytree(Path(__file__).parents[1] / "src/cocot/models/prosqa-small", place / "runs/prosqa-small")
+        shutil.copytree(Path(__file__).parents[1] / "src/cocot/assets/prosqa-small", place / "runs/prosqa-small")
         seen = stop_again_and_again(name, place, numbers, args.moments, random.Random(args.seed))
         rows.append((name, seen))
         print(f"{name}: {dict(seen)}", flush=True)

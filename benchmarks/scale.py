@@ -16,10 +16,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cocot.bench.measure import live_bytes
-from cocot.curriculum import LATENT
-from cocot.model import give_thoughts
-from cocot.passes import enable_checkpointing
-from cocot.scratch import build_tokenizer
+from cocot.data.curriculum import LATENT
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.latent_model import give_thoughts
+from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.tasks.problem import Problem
 
 SHAPES = {

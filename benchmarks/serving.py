@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 import openai
 
 from cocot import answer, load, tasks
-from cocot.export import export
-from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder
+from cocot.serving.export import export
+from cocot.training.recipes import read_recipe
+from cocot.training.run_folder import RunFolder
 
 QUESTIONS = 100
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocot.model import give_thoughts
-from cocot.scratch import build_tokenizer
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.prosqa import ProsQA
 
 torch.set_num_threads(1)

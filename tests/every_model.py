@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from cocot.errors import ModelError
-from cocot.model import give_thoughts
+from cocot.modeling.latent_model import give_thoughts
 
 START, END, LATENT, EOS = "<|start-latent|>", "<|end-latent|>", "<|latent|>", "<eos>"
 LATENT_ID, EOS_ID = 60, VOCABULARY - 1

@@ -18,19 +18,19 @@ from safetensors.torch import load_file
 from test_training import save_model
 
 import cocot
-from cocot.batching import collate
 from cocot.bench.measure import live_bytes
-from cocot.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
-from cocot.curriculum import PAUSE, Example
+from cocot.data.batching import collate
+from cocot.data.curriculum import PAUSE, Example
 from cocot.errors import ConfigError, RunError
-from cocot.run_problems import prepare_data
-from cocot.runs import RunFolder, complete_checkpoints
-from cocot.special_tokens import add_tokens
-from cocot.training import train
+from cocot.modeling.special_tokens import add_tokens
+from cocot.training.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
+from cocot.training.problems import prepare_data
+from cocot.training.run import train
+from cocot.training.run_folder import RunFolder, complete_checkpoints
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
 
-from cocot.adapters import in_four_bits, merged, with_adapter
+from cocot.modeling.lora import in_four_bits, merged, with_adapter
 
 # Largest relative difference allowed in float32. Measured: gradients 2.2e-6, the worst of three models.
 TOLERANCE = 1e-5

@@ -51,7 +51,15 @@ FLOORS = (
     ("arguments", "cli", "__main__"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for floor in FLOORS for name in floor)}
-NO_TORCH = ("cocot", "cocot.tasks", "cocot.curriculum", "cocot.config", "cocot.plan", "cocot.report", "cocot.cli")
+NO_TORCH = (
+    "cocot",
+    "cocot.tasks",
+    "cocot.data.curriculum",
+    "cocot.training.config",
+    "cocot.training.plan",
+    "cocot.experiments.tables",
+    "cocot.cli",
+)
 
 
 def name_of(path):
@@ -76,7 +84,7 @@ def imports(name):
     """Modules of cocot that a module imports, inside its functions too; '' is the package."""
     dotted = [target for node in ast.walk(ast.parse(MODULES[name].read_text())) for target in targets(node)]
     if name == "custom_generate":  # it is copied out with its neighbour, and finds it there by the same words
-        dotted = [target.replace(".", "cocot.thinking") if target == "." else target for target in dotted]
+        dotted = [target.replace(".", "cocot.modeling.recurrence") if target == "." else target for target in dotted]
     assert "." not in "".join(target[:1] for target in dotted), f"{name} imports relatively"
     found = set()
     for target in dotted:

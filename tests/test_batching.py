@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER
 
-from cocot.batching import EpochSampler, StageData, bucketed, collate
-from cocot.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule
-from cocot.encoding import tokenize
+from cocot.data.batching import EpochSampler, StageData, bucketed, collate
+from cocot.data.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule
+from cocot.data.encoding import tokenize
 from cocot.errors import DataError
 from cocot.tasks.problem import Problem
 

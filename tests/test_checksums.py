@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cocot import checksums
-from cocot.checksums import SEAL, check, damage, is_sealed, seal
 from cocot.errors import RunError
+from cocot.system import manifest
+from cocot.system.manifest import SEAL, check, damage, is_sealed, seal
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, digests: list[str], change: Callable[[Path], object]
 ) -> None:
     """However it was changed: also to the same size, with its time of change put back."""
-    monkeypatch.setattr(checksums, "_TICK", -1)  # without waiting for the files to be old
+    monkeypatch.setattr(manifest, "_TICK", -1)  # without waiting for the files to be old
     check(folder)
     check(folder)
     assert sorted(digests) == ["state", "weights"]

@@ -16,13 +16,13 @@ import pytest
 from runs_support import cocot, environment, tiny_config, write_recipe
 
 from cocot.cli import main
-from cocot.generation import answer
-from cocot.loading import load
-from cocot.recipe_files import field_names, shipped_recipes
-from cocot.search import Search
+from cocot.interpret.search_tree import Search
+from cocot.modeling.generation import answer
+from cocot.modeling.loading import load
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.prosqa import ProsQA
-from cocot.training import train
+from cocot.training.recipes import field_names, shipped_recipes
+from cocot.training.run import train
 
 SMALL = ["--mode", "balanced", "--rendering", "symbolic", "--layers", "2", "--width", "1"]
 

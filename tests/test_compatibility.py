@@ -14,11 +14,11 @@ from packaging.requirements import Requirement
 from runs_support import tiny_config
 from transformers import Trainer
 
-from cocot import stage_trainer, training
-from cocot.compatibility import SUPPORTED
 from cocot.errors import ConfigError
-from cocot.stage_trainer import CALLED, OVERRIDDEN, StageTrainer, check_trainer
-from cocot.training import train
+from cocot.training import run, trainer
+from cocot.training.compatibility import SUPPORTED
+from cocot.training.run import train
+from cocot.training.trainer import CALLED, OVERRIDDEN, StageTrainer, check_trainer
 
 ROOT = Path(__file__).parent.parent
 PRIVATE = [name for name in (*OVERRIDDEN, *CALLED) if name.startswith("_")]
@@ -101,7 +101,7 @@ def test_a_new_method_of_a_name_of_ours_is_noticed(name: str) -> None:
 
 def test_every_private_name_that_is_used_is_in_the_table() -> None:
     """What `StageTrainer` reads of `self` with a leading underscore is its own, or is declared."""
-    text = Path(stage_trainer.__file__).read_text(encoding="utf-8")
+    text = Path(trainer.__file__).read_text(encoding="utf-8")
     used = set(re.findall(r"(?:self|super\(\))\.(_[a-z]\w*)", text))
     assert used & set(dir(Trainer)) == set(PRIVATE) & used
     assert "_save" in used, "the pattern sees nothing"
@@ -109,7 +109,7 @@ def test_every_private_name_that_is_used_is_in_the_table() -> None:
 
 def test_a_run_is_refused_before_it_makes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the middle of it."""
-    monkeypatch.setattr(training, "check_trainer", lambda: check_trainer(stand_in(_save_checkpoint=None)))
+    monkeypatch.setattr(run, "check_trainer", lambda: check_trainer(stand_in(_save_checkpoint=None)))
     with pytest.raises(ConfigError, match="Trainer has no _save_checkpoint"):
         train(tiny_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cocot import config, curriculum
-from cocot.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig, WarmupConfig
-from cocot.curriculum import METHODS, CurriculumConfig
+from cocot.data import curriculum
+from cocot.data.curriculum import METHODS, CurriculumConfig
 from cocot.errors import ConfigError
-from cocot.plan import num_shared_stages, num_steps, plan, split_batch
-from cocot.recipe_files import field_names, read_recipe, shipped_recipes
+from cocot.training import config
+from cocot.training.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig, WarmupConfig
+from cocot.training.plan import num_shared_stages, num_steps, plan, split_batch
+from cocot.training.recipes import field_names, read_recipe, shipped_recipes
 
 SETTINGS = [
     kind

@@ -12,10 +12,10 @@ import pytest
 from runs_support import environment
 
 import cocot
-from cocot.console import messages, say
+from cocot.system.console import messages, say
 
 PRINTING = {"cli.py"}
-"""Results on standard output are the command line's own; `search_view.py` draws with a console of rich."""
+"""Results on standard output are the command line's own; `interpret/terminal.py` draws with a console of rich."""
 SOURCES = sorted(Path(cocot.__file__).parent.rglob("*.py"))
 
 

@@ -7,13 +7,13 @@ import torch
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER, make_thinker
 from test_thinking import error
 
-from cocot import controls
-from cocot.controls import AS_TRAINED, CONTROLS, run_controls
-from cocot.curriculum import PAUSE, ThoughtSettings
-from cocot.encoding import encode_question
+from cocot.data.curriculum import PAUSE, ThoughtSettings
+from cocot.data.encoding import encode_question
 from cocot.errors import ConfigError, DataError
-from cocot.evaluation import evaluate
-from cocot.generation import answer
+from cocot.evaluation import ablations
+from cocot.evaluation.ablations import AS_TRAINED, CONTROLS, run_controls
+from cocot.evaluation.evaluate import evaluate
+from cocot.modeling.generation import answer
 from cocot.tasks.prosqa import ProsQA
 
 SETTINGS = {"max_new_tokens": 5, "batch_size": 4}
@@ -51,7 +51,7 @@ def fed(monkeypatch):
 
         return evaluate(model, tokenizer, task, problems, edit_thought=edit and noted, **settings)
 
-    monkeypatch.setattr(controls, "evaluate", spy)
+    monkeypatch.setattr(ablations, "evaluate", spy)
     return seen
 
 
@@ -93,7 +93,7 @@ def test_each_problem_keeps_its_own_record():
 
 def test_its_own_thoughts_change_nothing(monkeypatch):
     """A control that gives every problem its own thoughts back is the undisturbed run, in batches of any size."""
-    monkeypatch.setattr(controls, "CONTROLS", {"own": lambda thoughts: thoughts})
+    monkeypatch.setattr(ablations, "CONTROLS", {"own": lambda thoughts: thoughts})
     for batch_size in (3, 10):
         settings = {**SETTINGS, "batch_size": batch_size}
         results = dict(run_controls(make_trained(), TOKENIZER, TASK, PROBLEMS[:10], **settings))

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from cocot.cli import main
-from cocot.curriculum import (
+from cocot.data.curriculum import (
     ANSWER_MARK,
     END,
     IGNORED,
@@ -32,9 +32,9 @@ from cocot.curriculum import (
     ThoughtSettings,
     schedule,
 )
-from cocot.encoding import encode_question, tokenize
+from cocot.data.encoding import encode_question, tokenize
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.scratch import build_tokenizer
+from cocot.modeling.from_scratch import build_tokenizer
 from cocot.tasks.problem import Problem
 
 PROBLEM = Problem("is a b ?", ("a b", "b c c", "c d"), "d !")

@@ -9,12 +9,13 @@ import torch
 from conftest import PROBLEMS, TOKENIZER, make_model, make_thinker
 from transformers import GenerationConfig
 
-from cocot import decoding, tasks
-from cocot.curriculum import SPECIAL_TOKENS
-from cocot.decoding import added_by_folder
+from cocot import tasks
+from cocot.data.curriculum import SPECIAL_TOKENS
 from cocot.errors import ConfigError
-from cocot.evaluation import evaluate
-from cocot.generation import answer
+from cocot.evaluation.evaluate import evaluate
+from cocot.modeling import decoding
+from cocot.modeling.decoding import added_by_folder
+from cocot.modeling.generation import answer
 
 QUESTIONS = [problem.question for problem in PROBLEMS[:4]]
 WORD = TOKENIZER.convert_tokens_to_ids("1")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from cocot.deferred import DeferredMatrix, DeferredWeights
+from cocot.modeling.deferred_gradients import DeferredMatrix, DeferredWeights
 
 # Largest difference allowed in float64, relative to the largest entry. Measured, worst of this file: 3.0e-16.
 TOLERANCE = 1e-12

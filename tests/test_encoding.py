@@ -23,7 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
-from cocot.curriculum import (
+from cocot.data.curriculum import (
     ANSWER_MARK,
     LATENT,
     METHODS,
@@ -34,7 +34,7 @@ from cocot.curriculum import (
     ThoughtSettings,
     schedule,
 )
-from cocot.encoding import (
+from cocot.data.encoding import (
     answer_in,
     answer_mark,
     as_written,
@@ -45,8 +45,8 @@ from cocot.encoding import (
     tokenize,
 )
 from cocot.errors import DataError, ModelError
-from cocot.scratch import build_tokenizer
-from cocot.special_tokens import add_missing
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.special_tokens import add_missing
 from cocot.tasks.problem import Problem
 
 PROBLEM = Problem("is tom a lempus or yumpus ?", ("every lempus is a yumpus", "<<12*3.5=42>>"), "yumpus 42")

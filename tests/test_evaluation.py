@@ -12,7 +12,7 @@ import torch
 from runs_support import TINY_INIT
 
 from cocot.errors import DataError, RunError
-from cocot.evaluation import (
+from cocot.evaluation.evaluate import (
     Record,
     evaluate,
     longest_answer,
@@ -22,8 +22,8 @@ from cocot.evaluation import (
     wilson_interval,
     write_records,
 )
-from cocot.model import give_thoughts
-from cocot.scratch import build_model, build_tokenizer
+from cocot.modeling.from_scratch import build_model, build_tokenizer
+from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
 

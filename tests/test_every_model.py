@@ -10,8 +10,8 @@ import transformers
 from tiny_models import MODEL_TYPES
 
 from cocot.errors import ModelError
-from cocot.model import give_thoughts
-from cocot.self_test import find_passes
+from cocot.modeling.latent_model import give_thoughts
+from cocot.modeling.self_test import find_passes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 DOCUMENTED = dict(re.findall(r"^\| (\S+) \| \S+ \| (\w+) \|", PAGE, flags=re.M))
@@ -68,13 +68,13 @@ def test_the_page_has_every_class():
 
 def test_a_wrong_recurrence_is_seen(monkeypatch):
     """The check would notice a thought whose entries are off by a hundredth."""
-    import cocot.model
+    import cocot.modeling.latent_model
 
     def shifted(*args, edit_thought=None, **kwargs):
         return think(*args, edit_thought=lambda number, thought: thought + 0.01, **kwargs)
 
-    think = cocot.model.think
-    monkeypatch.setattr(cocot.model, "think", shifted)
+    think = cocot.modeling.latent_model.think
+    monkeypatch.setattr(cocot.modeling.latent_model, "think", shifted)
     assert every_model.check("llama").word == "wrong"
 
 

@@ -15,14 +15,14 @@ from runs_support import environment, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from cocot import custom_generate, thinking
 from cocot.cli import main
-from cocot.curriculum import LATENT, PAUSE, ThoughtSettings
-from cocot.encoding import encode_question
+from cocot.data.curriculum import LATENT, PAUSE, ThoughtSettings
+from cocot.data.encoding import encode_question
 from cocot.errors import ModelError, RunError
-from cocot.export import chat_template, export, prompt_embeddings
-from cocot.generation import answer
-from cocot.training import train
+from cocot.modeling import custom_generate, recurrence
+from cocot.modeling.generation import answer
+from cocot.serving.export import chat_template, export, prompt_embeddings
+from cocot.training.run import train
 
 QUESTIONS = [problem.question for problem in (*PROBLEMS[:5], *sorted(PROBLEMS, key=lambda p: len(p.question))[:2])]
 NUM_THOUGHTS, NEW_TOKENS = 3, 6
@@ -119,7 +119,7 @@ def test_a_stranger_gets_the_same_answers(exported: tuple[Any, Path], form: str)
 
 def test_the_code_is_what_is_tested_here(exported: tuple[Any, Path]) -> None:
     """The folder's code is a copy of ours, byte for byte: nothing is rewritten on the way out."""
-    for module, name in ((thinking, "thinking.py"), (custom_generate, "generate.py")):
+    for module, name in ((recurrence, "recurrence.py"), (custom_generate, "generate.py")):
         assert (exported[1] / "custom_generate" / name).read_bytes() == Path(str(module.__file__)).read_bytes()
 
 

@@ -16,19 +16,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from transformers.utils.generic import find_labels
 
 import cocot
-from cocot.checksums import seal
-from cocot.config import LoraSettings
-from cocot.custom_generate import generate
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
-from cocot.evaluation import read_records
-from cocot.export import export
-from cocot.runs import RunFolder, complete_checkpoints, prune_checkpoints, write_json
-from cocot.scratch import build_tokenizer
+from cocot.evaluation.evaluate import read_records
+from cocot.modeling.custom_generate import generate
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.serving.export import export
+from cocot.system.manifest import seal
 from cocot.tasks import get as get_task
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
-from cocot.training import train
+from cocot.training.config import LoraSettings
+from cocot.training.run import train
+from cocot.training.run_folder import RunFolder, complete_checkpoints, prune_checkpoints, write_json
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_truncation_written_into_a_tokenizer_file_cuts_nothing(folder):
 def test_an_adapter_that_changes_the_model_before_training_is_refused(name):
     """peft leaves out the bias of a head whose rows are trained, so what trains is not what is merged and saved."""
     pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
-    from cocot.adapters import with_adapter
+    from cocot.modeling.lora import with_adapter
 
     model = make_biased(name)
     with torch.no_grad():
@@ -261,7 +261,7 @@ def make_biased(name):
 def test_a_merged_adapter_is_what_was_trained_after_it_was_saved(tmp_path, name):
     """Rows of new tokens that were trained with an adapter survive merging, saving and loading, tied head or not."""
     pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
-    from cocot.adapters import merged, with_adapter
+    from cocot.modeling.lora import merged, with_adapter
 
     adapted = with_adapter(make_thinker(name), TOKENIZER, LoraSettings(rank=2, alpha=4), seed=0)
     torch.manual_seed(0)

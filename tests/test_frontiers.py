@@ -7,8 +7,8 @@ import pytest
 
 from cocot import tasks
 from cocot.errors import DataError
-from cocot.frontiers import read_frontiers
-from cocot.search import Search
+from cocot.interpret.linear_probe import read_frontiers
+from cocot.interpret.search_tree import Search
 from cocot.tasks.graphs import depths
 
 COUNT = 600

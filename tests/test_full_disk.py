@@ -17,11 +17,11 @@ import pytest
 from runs_support import cocot, tiny_config, write_recipe
 
 from cocot.cli import main
-from cocot.evaluation import read_records
-from cocot.runs import RunFolder
-from cocot.search import Search
+from cocot.evaluation.evaluate import read_records
+from cocot.interpret.search_tree import Search
 from cocot.tasks.files import read_problems
-from cocot.training import train
+from cocot.training.run import train
+from cocot.training.run_folder import RunFolder
 
 SMALL = ["--mode", "balanced", "--rendering", "symbolic", "--layers", "2", "--width", "1"]
 BLOCK = 4096

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
-from cocot.batching import collate
-from cocot.curriculum import IGNORED, METHODS, SPECIAL_TOKENS, CurriculumConfig, Encoder, Example, schedule
-from cocot.encoding import tokenize
+from cocot.data.batching import collate
+from cocot.data.curriculum import IGNORED, METHODS, SPECIAL_TOKENS, CurriculumConfig, Encoder, Example, schedule
+from cocot.data.encoding import tokenize
 from cocot.errors import CocotError
-from cocot.process import CATEGORIES, categorise
+from cocot.interpret.path_categories import CATEGORIES, categorise
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.graphs import depths, heights, leads_to
 from cocot.tasks.problem import Problem

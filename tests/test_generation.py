@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import cocot
-from cocot.curriculum import SPECIAL_TOKENS, ThoughtSettings
-from cocot.encoding import encode_question
+from cocot.data.curriculum import SPECIAL_TOKENS, ThoughtSettings
+from cocot.data.encoding import encode_question
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.generation import _room, answer
-from cocot.model import thought_settings
+from cocot.modeling.generation import _room, answer
+from cocot.modeling.latent_model import thought_settings
 
 EOS = TOKENIZER.eos_token_id
 BANNED = TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS))

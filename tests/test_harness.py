@@ -19,11 +19,11 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'co
 
 from lm_eval.api.instance import Instance
 
-from cocot.curriculum import ThoughtSettings
-from cocot.encoding import encode_question
+from cocot.data.curriculum import ThoughtSettings
+from cocot.data.encoding import encode_question
 from cocot.errors import ConfigError, DataError
-from cocot.harness import CocotLM
-from cocot.probing import continuation_log_probs
+from cocot.interpret.likelihood import continuation_log_probs
+from cocot.serving.lm_eval import CocotLM
 
 # Largest difference allowed to a log-probability. Measured, worst of this file: 9.5e-7; with a thought fewer: 0.29.
 TOLERANCE = 1e-5
@@ -106,7 +106,7 @@ target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
     )
-    command = [sys.executable, "-m", "cocot.harness", "run", "--model", "cocot", "--tasks", "mine"]
+    command = [sys.executable, "-m", "cocot.serving.lm_eval", "run", "--model", "cocot", "--tasks", "mine"]
     command += ["--include_path", str(tmp_path / "tasks"), "--model_args", f"pretrained={folder}"]
     command += ["--output_path", str(tmp_path / "out"), "--device", "cpu"]
     home = {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}

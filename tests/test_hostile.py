@@ -16,11 +16,11 @@ from runs_support import tiny_config, write_recipe
 
 import cocot
 from cocot.cli import main
-from cocot.config import RunConfig
-from cocot.curriculum import ThoughtSettings
+from cocot.data.curriculum import ThoughtSettings
 from cocot.errors import CocotError, ModelError
-from cocot.recipe_files import field_names, read_recipe
-from cocot.typed_settings import walk
+from cocot.settings.typed import walk
+from cocot.training.config import RunConfig
+from cocot.training.recipes import field_names, read_recipe
 
 SECRET = "a-secret-of-another-file"
 HOSTILE_TEXTS = {

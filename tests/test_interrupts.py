@@ -19,10 +19,10 @@ from test_training import assert_same
 
 from cocot.cli import COMMANDS
 from cocot.errors import Interrupted
-from cocot.interrupts import SIGNALS, UNFINISHED, held, listening
-from cocot.stage_trainer import StageTrainer
-from cocot.training import train
-from cocot.writing import new_folder, write_text
+from cocot.system.files import new_folder, write_text
+from cocot.system.interrupts import SIGNALS, UNFINISHED, held, listening
+from cocot.training.run import train
+from cocot.training.trainer import StageTrainer
 
 QUESTION = "4 2 ; 4 9 ; 1 5 ; 0 6 ; 1 7 ; 7 3 ; 5 8 ; 0 4 ; ? 9 8 0"
 WORDS = {
@@ -145,7 +145,7 @@ def test_an_interrupt_at_every_step_changes_nothing(tmp_path: Path, monkeypatch:
 def test_a_second_signal_does_what_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within two seconds it is the launcher's copy of the first; later it is as if nobody listened."""
     now = 0.0
-    monkeypatch.setattr("cocot.interrupts.time.monotonic", lambda: now)
+    monkeypatch.setattr("cocot.system.interrupts.time.monotonic", lambda: now)
     heard = list[int]()
 
     def work() -> None:
@@ -166,7 +166,7 @@ def test_a_second_signal_does_what_it_did_before(monkeypatch: pytest.MonkeyPatch
 
 def program(code: str) -> subprocess.CompletedProcess[str]:
     """Run some lines in a process of their own."""
-    lines = f"import signal\nfrom pathlib import Path\nfrom cocot import interrupts as i\n{code}"
+    lines = f"import signal\nfrom pathlib import Path\nfrom cocot.system import interrupts as i\n{code}"
     return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False, env=environment())
 
 

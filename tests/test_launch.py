@@ -15,9 +15,9 @@ from runs_support import Finish, environment, tiny_config, write_recipe
 from test_training import FSDP, NO_DROPOUT, SHAPES, save_model
 from transformers import LlamaConfig
 
-from cocot.checksums import seal
-from cocot.launch import decided, once
-from cocot.run_problems import prepare_data
+from cocot.system.manifest import seal
+from cocot.system.processes import decided, once
+from cocot.training.problems import prepare_data
 
 
 def launch(program: str, folder: Path, *arguments: object, **settings: str) -> subprocess.Popen[str]:
@@ -38,9 +38,9 @@ def launch(program: str, folder: Path, *arguments: object, **settings: str) -> s
 PREPARE = """
 import hashlib, json, os, resource, sys
 from pathlib import Path
-from cocot.loading import processes
-from cocot.run_problems import prepare_data
-from cocot.training import prepare_model
+from cocot.modeling.loading import processes
+from cocot.training.problems import prepare_data
+from cocot.training.run import prepare_model
 from runs_support import tiny_config
 
 def resident():
@@ -115,7 +115,7 @@ TRAIN = """
 import json, os, signal, sys
 from pathlib import Path
 from cocot.cli import main
-from cocot.stage_trainer import StageTrainer
+from cocot.training.trainer import StageTrainer
 
 SIGNAL_AT, counts = 60, {"steps": 0, "asked": 0}
 step, largest = StageTrainer.training_step, StageTrainer.largest

@@ -9,9 +9,9 @@ import pytest
 import torch
 from runs_support import tiny_config, write_recipe
 
-from cocot.machine import allowed_cores, visible_gpus, with_gpu
-from cocot.runs import RunFolder
-from cocot.trainings import Training, train_all
+from cocot.experiments.jobs import Training, train_all
+from cocot.system.hardware import allowed_cores, visible_gpus, with_gpu
+from cocot.training.run_folder import RunFolder
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NO_FILE = Path("/no/such/file")

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, StaticCache
 
 import cocot
-from cocot.curriculum import ThoughtSettings
+from cocot.data.curriculum import ThoughtSettings
 from cocot.errors import ModelError
-from cocot.model import thought_settings
-from cocot.thinking import CACHE
+from cocot.modeling.latent_model import thought_settings
+from cocot.modeling.recurrence import CACHE
 
 # Largest difference allowed, relative to the largest entry of the tensor. Measured, worst of this file: 5.0e-7.
 TOLERANCE = 1e-5
@@ -411,10 +411,10 @@ def test_a_head_of_more_than_a_product_is_the_classs_own(thoughts):
 
 def test_unknown_names_of_the_module_are_errors():
     """Only classes of Hugging Face are made up on demand."""
-    import cocot.model
+    import cocot.modeling.latent_model
 
     with pytest.raises(AttributeError, match="ThinkingAbacus"):
-        _ = cocot.model.ThinkingAbacus
+        _ = cocot.modeling.latent_model.ThinkingAbacus
 
 
 def test_a_model_over_several_places_thinks(folder, tmp_path):

@@ -10,10 +10,10 @@ from runs_support import TINY_INIT
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cocot.config import TrainConfig
-from cocot.optimizers import Together, build_optimizer, forget, inherit
-from cocot.scratch import build_model, build_tokenizer
+from cocot.modeling.from_scratch import build_model, build_tokenizer
 from cocot.tasks.prosqa import ProsQA
+from cocot.training.config import TrainConfig
+from cocot.training.optimizers import Together, build_optimizer, forget, inherit
 
 MATRIX = torch.arange(12.0).reshape(3, 4) / 10
 VECTOR = torch.arange(4.0)

@@ -18,13 +18,13 @@ from runs_support import tiny_config, write_recipe
 
 import cocot
 from cocot import tasks
-from cocot.arguments import build_parser
 from cocot.cli import main
-from cocot.config import RunConfig
+from cocot.cli.arguments import build_parser
 from cocot.errors import CocotError
-from cocot.evaluation import evaluate
-from cocot.search import probe_search
-from cocot.typed_settings import walk
+from cocot.evaluation.evaluate import evaluate
+from cocot.interpret.search_tree import probe_search
+from cocot.settings.typed import walk
+from cocot.training.config import RunConfig
 
 NUMBERS = ["nan", "inf", "-1", "-1e30", "0", "1e30", "1e999", str(2**70), "one", "", "1" * 5000, "[1]", "{a: 1}"]
 NEVER = {"nan", "inf", "-1", "-1e30", "1e999", "one", "", "1" * 5000}

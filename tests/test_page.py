@@ -16,10 +16,10 @@ from runs_support import tiny_config
 from cocot import tasks
 from cocot.cli import main
 from cocot.errors import RunError
-from cocot.page import write_page
-from cocot.search import Search
+from cocot.experiments.html_report import write_page
+from cocot.interpret.search_tree import Search
 from cocot.tasks.graphs import depths, heights
-from cocot.training import train
+from cocot.training.run import train
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ODD = '<script>alert("no")</script> "quotes" & \'marks\' <!-- Привет --> ' + "x" * 10_000

@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-import cocot.model
-from cocot.batching import collate
-from cocot.curriculum import Example
-from cocot.deferred import DeferredMatrix
-from cocot.model import give_thoughts
-from cocot.passes import MODEL_TYPES, PassCache, Pieces, attend, can_share, enable_checkpointing
-from cocot.thinking import CACHE
+import cocot.modeling.latent_model
+from cocot.data.batching import collate
+from cocot.data.curriculum import Example
+from cocot.modeling.deferred_gradients import DeferredMatrix
+from cocot.modeling.latent_model import give_thoughts
+from cocot.modeling.recurrence import CACHE
+from cocot.modeling.shared_passes import MODEL_TYPES, PassCache, Pieces, attend, can_share, enable_checkpointing
 
 # Largest difference allowed between a loss or gradient and the oracle's, or the plain way's, relative to the largest
 # entry of the tensor (for gradients, of 0.001 of the largest gradient if that is more: some are zero but for noise).
@@ -158,7 +158,7 @@ def updates(monkeypatch):
 @pytest.fixture
 def plain_way(monkeypatch):
     """A switch that makes all passes from then on run the plain way."""
-    return lambda: monkeypatch.setattr(cocot.model, "can_share", lambda model: False)
+    return lambda: monkeypatch.setattr(cocot.modeling.latent_model, "can_share", lambda model: False)
 
 
 def expected_updates(batch):

@@ -8,8 +8,8 @@ from every_model import make_tokenizer
 from tiny_models import tiny_model
 
 from cocot.errors import DataError
-from cocot.model import give_thoughts
-from cocot.probing import continuation_log_probs
+from cocot.interpret.likelihood import continuation_log_probs
+from cocot.modeling.latent_model import give_thoughts
 
 # Largest difference allowed to a log-probability. Measured, worst of this file: 9.5e-7.
 TOLERANCE = 1e-5

@@ -6,7 +6,7 @@ import pytest
 
 from cocot import tasks
 from cocot.errors import DataError
-from cocot.process import CATEGORIES, categorise
+from cocot.interpret.path_categories import CATEGORIES, categorise
 from cocot.tasks.problem import Graph, Problem
 
 # r -> q -> b -> t, r -> b, b -> c -> t; x -> t; r -> y

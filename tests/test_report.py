@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cocot.errors import RunError
-from cocot.report import cells, read_table, shortcuts, write_table
+from cocot.experiments.tables import cells, read_table, shortcuts, write_table
 
 
 def result(**more: Any) -> dict[str, Any]:

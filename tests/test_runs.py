@@ -22,23 +22,23 @@ from runs_support import tiny_config, write_recipe
 from safetensors import SafetensorError
 
 import cocot
-from cocot.bundled import is_bundled, locate
-from cocot.checksums import seal
+from cocot.assets import is_bundled, locate
 from cocot.cli import main
-from cocot.config import WarmupConfig
 from cocot.errors import RunError
-from cocot.plan import plan
-from cocot.runs import (
+from cocot.system.files import new_folder, write_json, write_text
+from cocot.system.manifest import seal
+from cocot.system.write_errors import cannot_write
+from cocot.tasks.prosqa import ProsQA
+from cocot.training.config import WarmupConfig
+from cocot.training.plan import plan
+from cocot.training.run import prepare_data, train
+from cocot.training.run_folder import (
     RunFolder,
     complete_checkpoints,
     environment,
     fingerprint,
     prune_checkpoints,
 )
-from cocot.tasks.prosqa import ProsQA
-from cocot.training import prepare_data, train
-from cocot.write_errors import cannot_write
-from cocot.writing import new_folder, write_json, write_text
 
 CONFIG = tiny_config()
 
@@ -112,8 +112,8 @@ def test_two_cannot_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFi
 
 HOLDER = """
 import sys, time
-from cocot.recipe_files import read_recipe
-from cocot.runs import RunFolder
+from cocot.training.recipes import read_recipe
+from cocot.training.run_folder import RunFolder
 run = RunFolder(sys.argv[1])
 run.open(read_recipe(sys.argv[2]))
 print("open", flush=True)

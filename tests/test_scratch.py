@@ -5,9 +5,9 @@ import re
 import pytest
 
 from cocot import tasks
-from cocot.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
-from cocot.loading import load_tokenizer
-from cocot.scratch import build_tokenizer
+from cocot.data.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.loading import load_tokenizer
 
 STORIES = tasks.get("gsm8k").generate(500, seed=0)
 SEARCHES = tasks.get("prosqa").generate(20, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2)

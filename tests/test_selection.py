@@ -11,16 +11,16 @@ import pytest
 from runs_support import tiny_config
 
 from cocot import tasks
-from cocot.bundled import locate
+from cocot.assets import locate
 from cocot.cli import main
 from cocot.errors import DataError, RunError
-from cocot.loading import saved_settings
-from cocot.plan import problems_of_files, steps_per_epoch
-from cocot.run_problems import prepare_data
-from cocot.selection import select
+from cocot.modeling.loading import saved_settings
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
-from cocot.training import train
+from cocot.training.plan import problems_of_files, steps_per_epoch
+from cocot.training.problems import prepare_data
+from cocot.training.run import train
+from cocot.training.test_problems import select
 
 PROBLEMS = [
     Problem(f"{number} + 1 ?", (f"<<{number}+1={number + 1}>>",), f"{number + 1}") for number in range(30) for _ in "ab"

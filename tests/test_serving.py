@@ -15,7 +15,7 @@ from conftest import TOKENIZER
 from runs_support import environment
 from test_export import NEW_TOKENS, QUESTIONS, outputs, saved, trained_thinker
 
-from cocot.export import export
+from cocot.serving.export import export
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 pytest.importorskip("fastapi", reason="fastapi is not installed")

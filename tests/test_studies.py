@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from runs_support import environment
 
-from cocot.arguments import build_parser
 from cocot.cli import COMMANDS, main
-from cocot.comparison import compare, make_trainings
-from cocot.curriculum import METHODS
+from cocot.cli.arguments import build_parser
+from cocot.data.curriculum import METHODS
 from cocot.errors import ConfigError
-from cocot.estimates import estimate
-from cocot.runs import RunFolder
-from cocot.studies import METHOD, SEED, Study, arms, read_study, shipped_studies
+from cocot.experiments.compare import compare, make_trainings
+from cocot.experiments.estimates import estimate
+from cocot.experiments.study import METHOD, SEED, Study, arms, read_study, shipped_studies
+from cocot.training.run_folder import RunFolder
 
 TABLE_1 = ("gsm8k", "prontoqa", "prosqa")
 TINY = ["--data.num_train", "64", "--data.num_valid", "4", "--model.init.width", "16", "--train.save_steps", "1"]
@@ -133,7 +133,7 @@ def test_an_estimate_is_of_the_work_that_is_left(tmp_path: Path, monkeypatch: py
     assert coconut.training > 1.5 * pause.training > 0, "pause_as_thought takes its first stages over"
     assert coconut.answering > 0
     assert os.listdir(tmp_path) == ["estimates.json"]
-    monkeypatch.setattr("cocot.estimates.train_all", None)
+    monkeypatch.setattr("cocot.experiments.estimates.train_all", None)
     assert estimate(make_trainings(study, arms(study, longer), tmp_path), 2, tmp_path) == [coconut, pause]
     assert not any(training.run.path.exists() for training in first)
 

@@ -34,25 +34,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cocot import stage_trainer, training
-from cocot.batching import collate
-from cocot.config import InitConfig, RunConfig, WarmupConfig
-from cocot.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example
-from cocot.encoding import tokenize
+from cocot.data.batching import collate
+from cocot.data.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example
+from cocot.data.encoding import tokenize
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
-from cocot.evaluation import evaluate, evaluate_together, summarise
-from cocot.export import export
-from cocot.launch import check_fsdp
-from cocot.loading import load
-from cocot.plan import plan
-from cocot.run_problems import prepare_data, vocabulary_sample
-from cocot.runs import RunFolder, complete_checkpoints
-from cocot.scratch import build_tokenizer
-from cocot.stage_trainer import StageTrainer
+from cocot.evaluation.evaluate import evaluate, evaluate_together, summarise
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.loading import load
+from cocot.serving.export import export
+from cocot.system.processes import check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
-from cocot.training import _longest_answer, prepare_model, train
+from cocot.training import run as run_module
+from cocot.training import trainer as trainer_module
+from cocot.training.config import InitConfig, RunConfig, WarmupConfig
+from cocot.training.plan import plan
+from cocot.training.problems import prepare_data, vocabulary_sample
+from cocot.training.run import _longest_answer, prepare_model, train
+from cocot.training.run_folder import RunFolder, complete_checkpoints
+from cocot.training.trainer import StageTrainer
 
 MAX_GAP = 2e-5
 """Largest difference of weights after 8 dropout-free steps of AdamW at 3e-3 that share a batch out in another way.
@@ -311,7 +312,7 @@ def test_a_kill_between_the_last_stage_and_the_result_is_made_good(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.shutil, "copytree", copy_then_die)
+        patched.setattr(run_module.shutil, "copytree", copy_then_die)
         with pytest.raises(Killed):
             train(config, tmp_path)
     assert not (tmp_path / "model").exists()
@@ -795,7 +796,7 @@ def test_every_epoch_reads_its_own_problems_in_an_order_of_its_own(
         rows.extend(str(example.input_ids) for example in examples)
         return collate(examples, **ids)
 
-    monkeypatch.setattr(stage_trainer, "collate", collate_and_note)
+    monkeypatch.setattr(trainer_module, "collate", collate_and_note)
     epochs = {"first_epochs": 2, "max_stage": 0, "final_epochs": 0}
     for fresh in (True, False):
         rows.clear()
@@ -888,7 +889,7 @@ def test_the_time_of_a_validation_is_none_of_the_steps(tmp_path: Path, monkeypat
         time.sleep(2)
         return evaluate_together(*args, **kwargs)
 
-    monkeypatch.setattr(stage_trainer, "evaluate_together", slow)
+    monkeypatch.setattr(trainer_module, "evaluate_together", slow)
     problems = prepare_data(tiny_config()).valid
     save_model(tmp_path / "gpt2", [problem.question + problem.steps[0] for problem in problems])
     run = train(tiny_config(path=str(tmp_path / "gpt2"), curriculum={"method": "no_cot"}), tmp_path / "run")

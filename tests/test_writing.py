@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cocot.errors import RunError
-from cocot.writing import is_unfinished, must_be_writable, new_file, new_folder, unfinished, write_text
+from cocot.system.files import is_unfinished, must_be_writable, new_file, new_folder, unfinished, write_text
 
 
 def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocot import tasks
-    from cocot.generation import Answer, answer
-    from cocot.loading import load
-    from cocot.model import give_thoughts
+    from cocot.modeling.generation import Answer, answer
+    from cocot.modeling.latent_model import give_thoughts
+    from cocot.modeling.loading import load
     from cocot.tasks.problem import Problem
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Answer": "cocot.generation",
+    "Answer": "cocot.modeling.generation",
     "Problem": "cocot.tasks.problem",
-    "answer": "cocot.generation",
-    "give_thoughts": "cocot.model",
-    "load": "cocot.loading",
+    "answer": "cocot.modeling.generation",
+    "give_thoughts": "cocot.modeling.latent_model",
+    "load": "cocot.modeling.loading",
 }
 __all__ = ["Answer", "Problem", "answer", "give_thoughts", "load", "tasks"]
 

@@ -5,13 +5,13 @@ The signals come first, before anything is imported that takes time.
 
 import sys
 
-from cocot.interrupts import exit_on_signals, ignore_signals
+from cocot.system.interrupts import exit_on_signals, ignore_signals
 
 
 def main() -> None:
     """Run the command that `sys.argv` holds, and end the process with its exit code."""
     exit_on_signals()
-    from cocot import console
+    from cocot.system import console
 
     console.take_streams()
     from cocot import cli

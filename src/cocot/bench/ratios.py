@@ -22,19 +22,19 @@ from torch import Tensor
 from transformers import DynamicCache, TrainerCallback
 
 from cocot import tasks
-from cocot.batching import StageData
 from cocot.bench import workload
 from cocot.bench.measure import alternate, live_bytes, matmul_rate, seconds
-from cocot.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig
-from cocot.curriculum import CurriculumConfig, Encoder
-from cocot.passes import enable_checkpointing
-from cocot.plan import Batches, plan
-from cocot.probing import continuation_log_probs
-from cocot.run_problems import prepare_data, vocabulary_sample
-from cocot.runs import RunFolder
-from cocot.stage_trainer import StageTrainer, Validation
-from cocot.training import prepare_model
-from cocot.writing import unfinished
+from cocot.data.batching import StageData
+from cocot.data.curriculum import CurriculumConfig, Encoder
+from cocot.interpret.likelihood import continuation_log_probs
+from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.system.files import unfinished
+from cocot.training.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig
+from cocot.training.plan import Batches, plan
+from cocot.training.problems import prepare_data, vocabulary_sample
+from cocot.training.run import prepare_model
+from cocot.training.run_folder import RunFolder
+from cocot.training.trainer import StageTrainer, Validation
 
 _WORD_ID = 0
 _NEW_TOKENS = 16

@@ -20,10 +20,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocot import tasks
-from cocot.batching import EpochSampler, collate
-from cocot.curriculum import IGNORED, Example
-from cocot.model import give_thoughts
-from cocot.scratch import build_tokenizer
+from cocot.data.batching import EpochSampler, collate
+from cocot.data.curriculum import IGNORED, Example
+from cocot.modeling.from_scratch import build_tokenizer
+from cocot.modeling.latent_model import give_thoughts
 
 SHAPES: dict[str, dict[str, Any]] = {
     "124m": {"n_layer": 12, "n_embd": 768, "n_head": 12},

@@ -6,11 +6,11 @@ problems = cocot.tasks.get("prosqa").generate(1000, seed=0, mode="released")
 from __future__ import annotations
 
 from cocot.errors import ConfigError
+from cocot.settings.typed import choose, short
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Graph, Problem, Task
 from cocot.tasks.prontoqa import ProntoQA
 from cocot.tasks.prosqa import ProsQA
-from cocot.typed_settings import choose, short
 
 __all__ = ["TASKS", "Graph", "Problem", "Task", "get"]
 

@@ -34,9 +34,9 @@ from random import Random
 from typing import Any
 
 from cocot.errors import DataError
+from cocot.system.files import new_file
 from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
-from cocot.writing import new_file
 
 _HUB = "hub:"
 _CHAIN_WORDS: tuple[str, ...] = (

@@ -31,8 +31,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
+from cocot.settings.typed import choose
 from cocot.tasks.problem import Problem, check_request, check_whole, is_whole, mean_statistics
-from cocot.typed_settings import choose
 
 _MOST_NUMBER = 10**12
 _MARK = re.compile(r"<<([^<>]*)>>")

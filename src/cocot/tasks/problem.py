@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from cocot.errors import ConfigError, DataError
-from cocot.typed_settings import short
+from cocot.settings.typed import short
 
 _MOST_PROBLEMS = 100_000_000
 

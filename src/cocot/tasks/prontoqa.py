@@ -34,8 +34,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
+from cocot.settings.typed import choose
 from cocot.tasks.problem import Problem, check_request, is_whole, mean_statistics
-from cocot.typed_settings import choose
 
 _PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 # Split from text: in a wall of quotes a missing comma would join two names unseen.

@@ -1,0 +1,261 @@
+"""Accuracy, tokens and seconds of a model on problems, with one record a problem.
+
+In: a model, its tokenizer, a task's problems. Out: `Record`s (one JSONL line each) and their `Summary`.
+
+    records = evaluate(model, tokenizer, tasks.get("prosqa"), problems)
+    summary = summarise(records)
+
+Read next: `experiments/tables.py` (summaries -> a table).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cocot.data.encoding import as_written, num_written, with_head_room
+from cocot.errors import DataError, RunError
+from cocot.modeling.generation import MOST_NEW_TOKENS, EditOf, answer
+from cocot.modeling.loading import processes
+from cocot.system.files import write_text
+from cocot.tasks.problem import Problem, Task
+
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One problem and what the model made of it; `is_complete`, `num_tokens`, `seconds` as in `Answer`."""
+
+    question: str
+    expected: str
+    answer: str
+    output: str
+    is_correct: bool
+    num_tokens: int
+    num_thoughts: int
+    is_complete: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as one line of a JSONL file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Records in one row.
+
+    Attributes:
+        accuracy: Share of correct answers.
+        low: Lower end of the 95 % Wilson interval.
+        high: Upper end of it.
+        tokens: Generated tokens a problem, thoughts included, mean.
+        seconds_per_question: Wall-clock seconds a problem, mean.
+        problems: How many problems.
+        cut: How many answers were cut because they had reached the longest that was allowed.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    tokens: float
+    seconds_per_question: float
+    problems: int
+    cut: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON-ready values."""
+        return asdict(self)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    num_thoughts: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    shows_progress: bool = False,
+    edit_thought: EditOf | None = None,
+    use_generation_config: bool = False,
+) -> list[Record]:
+    """Ask the model every problem and grade its answers.
+
+    An answer is compared with the expected one as the tokenizer spells it: what a model would write that gives exactly
+    the answer that training shows it.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        task: Grades the answers.
+        problems: What to ask.
+        num_thoughts: Thoughts before each answer; None for as many as the model was trained with.
+        batch_size: Questions a batch.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for as long as the longest written solution,
+            with head room, at least 256, as far as the context has room.
+        shows_progress: Whether to show a bar with the time left.
+        edit_thought: What becomes of a thought before it is fed back; indices are those of `problems`.
+        use_generation_config: Whether to decode as the model's `generation_config.json` says; see `answer`.
+
+    Raises:
+        DataError: there are no problems, or `answer` cannot use one.
+        ModelError: the model was not given thoughts.
+    """
+    if not problems:
+        raise DataError("there are no problems to evaluate on.")
+    questions = [problem.question for problem in problems]
+    graded = _as_spelled(problems, tokenizer)
+    bar = tqdm(total=len(questions), unit="question", disable=not shows_progress)
+    with bar:
+        answers = answer(
+            model,
+            tokenizer,
+            questions,
+            num_thoughts,
+            max_new_tokens,
+            batch_size,
+            on_batch=bar.update,
+            edit_thought=edit_thought,
+            use_generation_config=use_generation_config,
+            most_new_tokens=longest_answer(problems, tokenizer),
+        )
+    return [
+        Record(
+            question=problem.question,
+            expected=problem.answer,
+            answer=given.text,
+            output=given.output,
+            is_correct=task.is_correct(spelled, given.text),
+            num_tokens=given.num_tokens,
+            num_thoughts=given.num_thoughts,
+            is_complete=given.is_complete,
+            seconds=given.seconds,
+        )
+        for problem, spelled, given in zip(problems, graded, answers, strict=True)
+    ]
+
+
+def longest_answer(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens to wait for an answer, where nothing else is said and the context has room for as many."""
+    return max(MOST_NEW_TOKENS, with_head_room(max(num_written(problem, tokenizer) for problem in problems)))
+
+
+def _as_spelled(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
+    """The problems with their answers as the tokenizer spells them; what it cannot spell, no model can answer."""
+    spelled, lacking = [], []
+    for problem in problems:
+        try:
+            spelled.append(replace(problem, answer=as_written(problem.answer, tokenizer)))
+        except DataError:
+            spelled.append(problem)
+            lacking.append(problem.answer)
+    if lacking:
+        logging.getLogger("cocot").warning(
+            "%d of %d expected answers, such as %r, hold what the model's vocabulary lacks; it cannot give them, and "
+            "they count as wrong.",
+            len(lacking),
+            len(problems),
+            lacking[0],
+        )
+    return spelled
+
+
+def evaluate_together(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Sequence[Problem], **settings: Any
+) -> list[Record]:
+    """`evaluate`, with the problems shared out over the processes that `torchrun` started.
+
+    Args:
+        model: A model that was given thoughts; the same in every process, or one that they hold together.
+        tokenizer: Its tokenizer.
+        task: Grades the answers.
+        problems: What to ask; the same in every process.
+        **settings: As `evaluate` takes them.
+
+    Returns:
+        The records of all problems, in their order, to every process.
+    """
+    here = processes()
+    own = problems[here.process_index :: here.num_processes]
+    # As many for every process: those that hold a model together must run its layers equally often.
+    filled = [*own, *problems[: math.ceil(len(problems) / here.num_processes) - len(own)]]
+    shares = gather_object([evaluate(model, tokenizer, task, filled, **settings)])
+    return [shares[index % len(shares)][index // len(shares)] for index in range(len(problems))]
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write one JSON line a problem; an existing file is replaced only once the new one is whole."""
+    write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """What `write_records` wrote.
+
+    Raises:
+        RunError: the file holds something else, or another version of cocot wrote it.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [Record(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} does not hold records as this version writes them ({error}); remove it, and the same command "
+            "asks the questions again."
+        ) from error
+
+
+def summarise(records: Sequence[Record]) -> Summary:
+    """Accuracy with its interval, and the means of tokens and seconds."""
+    num_correct = sum(record.is_correct for record in records)
+    low, high = wilson_interval(num_correct, len(records))
+    return Summary(
+        accuracy=num_correct / len(records),
+        low=low,
+        high=high,
+        tokens=fmean(record.num_tokens for record in records),
+        seconds_per_question=fmean(record.seconds for record in records),
+        problems=len(records),
+        cut=sum(not record.is_complete for record in records),
+    )
+
+
+def wilson_interval(num_correct: int, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion: sound at 0 %, at 100 % and for few problems."""
+    share = num_correct / count
+    spread = _Z_95**2 / count
+    centre = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The exact two-sided p-value of McNemar's test: do two models differ on the same problems?
+
+    Only problems count that one of them solves and the other does not; were the models equally good, each of the two
+    would be the solver with probability 1/2.
+
+    Args:
+        first: Whether the first model solved each problem.
+        second: The same of the second model, in the same order.
+
+    Source: McNemar, Psychometrika 12 (1947); the exact form is a sign test.
+    """
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(count, number) for number in range(fewer + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**count)))

@@ -1,0 +1,231 @@
+"""A page about runs: one HTML file that opens offline, with tables, figures and the search tree to play with.
+
+In: folders of runs or studies. Out: the file.
+
+    write_page([Path("runs/demo")], Path("runs/demo/report.html"))
+
+What a folder does not hold is left out, and a sentence says what would make it.
+Read next: `experiments/charts.py` (the figures), `templates/` (the page and its script).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import igraph
+import vl_convert
+from jinja2 import Environment
+from markupsafe import Markup
+
+from cocot.data.curriculum import ANSWER_MARK
+from cocot.errors import RunError
+from cocot.experiments import charts
+from cocot.experiments.tables import cells, read_table, shortcuts
+from cocot.interpret.search_tree import Search
+from cocot.interpret.terminal import tables as tables_of
+from cocot.system.files import write_text
+from cocot.tasks.graphs import mentioned
+from cocot.tasks.problem import Graph, Problem
+from cocot.training.run_folder import RunFolder, read_json
+
+_MOST_TREES = 50
+_GAP = 70
+
+
+def write_page(folders: Sequence[Path], out: Path) -> None:
+    """Write the page.
+
+    Args:
+        folders: Each a run folder, or a folder of `cocot compare` or `cocot reproduce` with several.
+        out: The HTML file.
+
+    Raises:
+        RunError: a folder holds neither, or a table or a search that another version wrote; or the file cannot be
+            written.
+    """
+    tables, figures, specs = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
+    notes, lines = list[str](), list[str]()
+    origin = dict[str, str]()
+    runs = dict[str, RunFolder]()
+    for folder in folders:
+        runs |= _runs(folder, is_only=len(folders) == 1)
+        table = read_table(folder)
+        if table is None:
+            continue
+        notes.append(table["note"])
+        tables.append({"title": f"Results of {folder}", "cells": cells(table["rows"])})
+        if table["controls"]:
+            tables.append({"title": "The thoughts under control", "cells": cells(table["controls"])})
+        lines += shortcuts(table)
+        origin |= _origin(table["environment"])
+        title, text = "Accuracy against tokens", "What a method buys with its words. Bars are 95 % intervals."
+        _add(figures, specs, title, charts.accuracy_and_tokens(table["rows"]), text)
+    logs = {name: run.read_log() for name, run in runs.items()}
+    if any(logs.values()):
+        text = "Each run over its optimizer steps; dashed rules mark where a stage begins."
+        _add(figures, specs, "Training", charts.training(logs), text)
+    missing = [
+        f"{name} is not finished: its model is not there yet." for name, run in runs.items() if not run.model.exists()
+    ]
+    searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
+    for name, search in searches.items():
+        missing += _add_search(figures, specs, name, search)
+    if not searches:
+        missing.append("No run was probed, so there is no search to see: `cocot probe RUN` adds it.")
+    for run in runs.values():
+        file = run.path / "run.json"
+        if file.exists() and not origin:
+            origin = _origin(read_json(file, "versions", "commit", "platform"))
+    trees = {f"search{number}": _trees(search) for number, search in enumerate(searches.values())}
+    page = _template("page.html").render(
+        title=", ".join(folder.resolve().name for folder in folders),
+        note=" ".join(filter(None, notes)),
+        tables=tables,
+        shortcuts=lines,
+        figures=figures,
+        searches=[
+            {"id": f"search{number}", "name": name, "most": len(search.values) - 1, "tables": tables_of(search)}
+            for number, (name, search) in enumerate(searches.items())
+        ],
+        missing=missing,
+        origin=origin.items(),
+        data=_json({"specs": specs, "searches": trees}),
+        bundle=_bundle(),
+        script=Markup(_source("page.js")),
+    )
+    write_text(out, page)
+
+
+def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:
+    """The run folders in a folder, itself or below, by name; by path where there are other folders."""
+    files = (file.relative_to(folder) for file in folder.rglob("config.yaml"))
+    found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
+    if not found:
+        raise RunError(
+            f"{folder} holds no run; give the folder of `cocot train`, `cocot compare` or `cocot reproduce`."
+        )
+
+    def name(path: Path) -> str:
+        if not is_only:
+            return str(folder / path)
+        return str(path) if path.parts else folder.resolve().name
+
+    return {name(path): RunFolder(folder / path) for path in found}
+
+
+def _origin(environment: dict[str, Any]) -> dict[str, str]:
+    versions = ", ".join(f"{name} {value}" for name, value in environment["versions"].items())
+    return {"commit": str(environment["commit"]), "versions": versions, "machine": str(environment["platform"])}
+
+
+def _add(figures: list[dict[str, Any]], specs: dict[str, Any], title: str, chart: Any, caption: str) -> None:
+    name = f"chart{len(specs)}"
+    spec = chart.to_dict()
+    spec["config"] = _COLOURS_OF_THE_PAGE
+    specs[name] = spec
+    figures.append({"id": name, "title": title, "caption": caption, "wide": "hconcat" in spec})
+
+
+_COLOURS_OF_THE_PAGE = {
+    "background": None,
+    "view": {"stroke": "transparent"},
+    "axis": {key: "currentColor" for key in ("labelColor", "titleColor", "domainColor", "tickColor")}
+    | {"gridColor": "currentColor", "gridOpacity": 0.15},
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor"},
+}
+"""Drawn as SVG, `currentColor` is the page's ink, in light and in dark."""
+
+
+def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> list[str]:
+    """Add the figures that the search has enough for; returns a sentence on those it has not."""
+    text = "From where the model, after k thoughts, goes on in words. Bars are 95 % intervals."
+    _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
+    if not search.node.size:
+        return [f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes."]
+    text = (
+        "What the model writes after k thoughts, graded against the problem's graph (arXiv 2412.06769, section 5). "
+        "Whole and partial paths count; with no step left to write only a label remains."
+    )
+    _add(figures, specs, f"What {name} writes after its thoughts", charts.categories(search), text)
+    if len(search.values) == 1:
+        return [f"{name} was probed without thoughts: no figure about what they hold."]
+    for height, definition in (("height_shortest", "nearest"), ("height_longest", "farthest")):
+        text = (
+            "Nodes that the next step can lead to. A low node is easily seen through: a wrong one of height 0 is a leaf"
+            f" that is not asked for. Height is the way to the {definition} leaf; the paper uses both definitions."
+        )
+        _add(
+            figures, specs, f"Value by height, {definition} leaf: {name}", charts.value_by_height(search, height), text
+        )
+    text = (
+        "How much of the probability the likeliest one, two and three nodes hold together. Where the top one holds"
+        " little and the top three nearly all, several branches are kept open."
+    )
+    _add(figures, specs, f"Branches held at once: {name}", charts.parallelism(search), text)
+    return []
+
+
+def _trees(search: Search) -> list[dict[str, Any]]:
+    """The first problems as the page's script takes them."""
+    return [_tree(search, index, problem) for index, problem in enumerate(search.problems[:_MOST_TREES])]
+
+
+def _tree(search: Search, index: int, problem: Problem) -> dict[str, Any]:
+    tree = {
+        "question": problem.question,
+        "answer": problem.answer,
+        "outputs": [texts[index] for texts in search.outputs],
+        "correct": search.correct[:, index].tolist(),
+        "nearest": [
+            list(zip(tokens, (round(value, 4) for value in values.tolist()), strict=True))
+            for tokens, values in zip(search.nearest[index], search.nearest_values[index], strict=True)
+        ],
+    }
+    graph = problem.graph
+    return {**tree, **_drawing(search, index, problem.steps, graph)} if graph else tree
+
+
+def _drawing(search: Search, index: int, steps: Sequence[str], graph: Graph) -> dict[str, Any]:
+    """Where the nodes of a problem's graph stand, and what the model thinks of them."""
+    own = search.problem == index
+    places = igraph.Graph(n=len(graph.symbols), edges=graph.edges, directed=True).layout_sugiyama(hgap=_GAP, vgap=_GAP)
+    points = [place[:2] for place in places.coords[: len(graph.symbols)]]
+    left, top = (min(point[axis] for point in points) for axis in (0, 1))
+    points = [[round(x - left, 1), round(y - top, 1)] for x, y in points]
+    way = [tuple(place.node for place in mentioned(graph, step)[:2]) for step in steps]
+    chosen = [mentioned(graph, texts[index].rpartition(ANSWER_MARK)[2]) for texts in search.outputs]
+    return {
+        "names": graph.symbols,
+        "edges": graph.edges,
+        "target": graph.target,
+        "distractor": graph.distractor,
+        "way": way,
+        "places": points,
+        "size": [max(x for x, _ in points), max(y for _, y in points)],
+        "depth": search.depth[own].tolist(),
+        "values": [[round(value, 4) for value in row] for row in search.values[:, own].tolist()],
+        "chosen": [nodes[-1].node if nodes else None for nodes in chosen],
+    }
+
+
+def _json(value: Any) -> Markup:
+    """JSON for a script element, which no text in it can end."""
+    return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def _bundle() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed, to stand in a script element."""
+    make: Any = vl_convert.javascript_bundle  # its stub asks for an argument that has a default
+    return Markup(make().replace("</script", "<\\/script"))
+
+
+def _source(name: str) -> str:
+    return files("cocot.experiments").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _template(name: str) -> Any:
+    return Environment(autoescape=True).from_string(_source(name))

@@ -1,0 +1,170 @@
+"""A study: one table made by several trainings. Which they are, what they are tested on, what the paper has to compare.
+
+In: the name of a shipped study and a scale, or a recipe and methods. Out: a `Study` and its `Arm`s, one a training.
+
+    study = read_study("prosqa", "cpu")
+    for arm in arms(study, overrides=[]):
+        print(arm.path, arm.config.curriculum.method)
+
+Read next: `experiments/compare.py`, which makes the table; `studies/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cocot.errors import ConfigError
+from cocot.settings import plain_yaml
+from cocot.settings.typed import choose
+from cocot.training.config import RunConfig
+from cocot.training.recipes import read_recipe
+
+_SHIPPED = Path(__file__).parents[1] / "configs" / "studies"
+METHOD, SEED = "curriculum.method", "seed"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to train and what to ask.
+
+    Attributes:
+        recipe: Name of a shipped recipe, or a YAML file.
+        axes: What differs between the trainings: every combination of one value of each axis is trained. A dotted field
+            of the recipe with a list of values; or a name with a mapping from value names to several such fields. The
+            first axis is what is compared, and is often the method.
+        tests: Test sets by name: settings that replace those of the validation problems.
+        num_problems: Problems a test set.
+        controls: Whether models that think are also asked with other thoughts, and with fewer.
+        note: What a reader of the table must know of its scale.
+        paper: The paper's figures by value of the first axis: accuracy, and tokens if it has them.
+    """
+
+    recipe: str
+    axes: Mapping[str, Any]
+    tests: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"test": {}})
+    num_problems: int = 1000
+    controls: bool = False
+    note: str = ""
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def with_axis(self, axis: str, values: Sequence[Any]) -> Study:
+        """The same study with other values of an axis.
+
+        Raises:
+            ConfigError: the axis is a mapping, which lacks one of the values.
+        """
+        known = self.axes.get(axis)
+        if not isinstance(known, Mapping):
+            return replace(self, axes={**self.axes, axis: list(values)})
+        by_text = {str(value): value for value in known}
+        unknown = [value for value in values if str(value) not in by_text]
+        if unknown:
+            raise ConfigError(f"the study has no {axis} {unknown[0]!r}; choose among: {', '.join(by_text)}.")
+        chosen = [by_text[str(value)] for value in values]
+        return replace(self, axes={**self.axes, axis: {value: known[value] for value in chosen}})
+
+    def with_words(self, words: str) -> Study:
+        """`with_axis` as said on the command line: the axis by its short name, `layers=2,4`.
+
+        Raises:
+            ConfigError: the study has no such axis, the axis has no such value, or the words are not of that form.
+        """
+        short, _, values = words.partition("=")
+        names = {_short(name): name for name in self.axes}
+        if short not in names or not values:
+            raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
+        try:
+            return self.with_axis(names[short], [plain_yaml.parse(value) for value in values.split(",")])
+        except ConfigError as error:
+            raise ConfigError(f"{words!r}: give values with commas between and nothing else, {short}=2,3.") from error
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of a study.
+
+    Attributes:
+        values: Its value of each axis, by the axis's short name.
+        overrides: Its settings as dotted overrides of the recipe.
+        config: The resolved recipe.
+        path: Its run folder within that of the study: a folder an axis.
+    """
+
+    values: dict[str, str]
+    overrides: list[str]
+    config: RunConfig
+    path: Path
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """The values but the seed: arms of one group are one row of the table."""
+        return tuple(value for axis, value in self.values.items() if axis != SEED)
+
+
+def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
+    """Every training of the study, the last axis turning fastest.
+
+    Args:
+        study: The study.
+        overrides: Dotted overrides of its recipe, under those of the axes.
+
+    Raises:
+        ConfigError: an axis sets what no recipe has, or an impossible value.
+    """
+    options = [_options(axis, values) for axis, values in study.axes.items()]
+    made: list[Arm] = []
+    for chosen in product(*options):
+        values = {axis: value for axis, value, _ in chosen}
+        own = [*overrides, *(word for *_, settings in chosen for word in _as_overrides(settings))]
+        first, *rest = values.items()
+        path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
+        if any(path == other.path for other in made):
+            raise ConfigError(f"{path} is there twice; name each value of an axis once.")
+        made.append(Arm(values, own, read_recipe(study.recipe, own), path))
+    return made
+
+
+def _options(axis: str, values: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """(short name of the axis, name of the value, settings) of each value."""
+    if isinstance(values, Mapping):
+        return [(_short(axis), str(value), dict(settings)) for value, settings in values.items()]
+    return [(_short(axis), str(value), {axis: value}) for value in values]
+
+
+def _short(axis: str) -> str:
+    return axis.rpartition(".")[2]
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    pairs = [(f"--{name}", value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
+    return [word for pair in pairs for word in pair]
+
+
+def shipped_studies() -> dict[str, list[str]]:
+    """The studies that come with cocot: name -> scales."""
+    return {path.stem: list(_read(path)["scales"]) for path in sorted(_SHIPPED.glob("*.yaml"))}
+
+
+def read_study(name: str, scale: str) -> Study:
+    """A shipped study at a scale.
+
+    Raises:
+        ConfigError: there is no such study, or it has no such scale.
+    """
+    known = shipped_studies()
+    if name not in known:
+        raise ConfigError(f"no study {name!r}; {choose(name, known)}")
+    if scale not in known[name]:
+        raise ConfigError(f"study {name} has no scale {scale!r}; {choose(scale, known[name])}")
+    values = _read(_SHIPPED / f"{name}.yaml")
+    merged = {**values, **values["scales"][scale]}
+    return Study(**{item.name: merged[item.name] for item in fields(Study) if item.name in merged})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return plain_yaml.read_mapping(path)

@@ -1,0 +1,145 @@
+"""Results for people: tables in plain text and in Markdown. Reads values and files, never a model.
+
+In: the content of `table.json`, or rows of evaluation results, `{values, tests: {name: summary}}`. Out: text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cocot.errors import CocotError, RunError
+from cocot.system.files import write_json, write_text
+from cocot.tasks.problem import Problem, Task
+from cocot.training.plan import align
+from cocot.training.run_folder import read_json
+
+Row = dict[str, Any]
+
+SCHEMA = 1
+
+
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows as text cells, the heading first; a column that no row fills is left out.
+
+    With several test sets, all have their columns of accuracy; the other columns are those of the first.
+    """
+    axes, tests = list(rows[0]["values"]), list(rows[0]["tests"])
+    columns: list[tuple[str, Callable[[Row], str]]] = [(axis, partial(_value, axis)) for axis in axes]
+    for test in tests:
+        title = f"{test}: " if len(tests) > 1 else ""
+        columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
+        columns.append((f"{title}cut", partial(_cut, test)))
+
+    def first(row: Row) -> Row:
+        return dict(row["tests"][tests[0]])
+
+    columns += [
+        ("p (cot)", lambda row: _p_value(first(row), "cot")),
+        ("p (pause)", lambda row: _p_value(first(row), "pause_as_thought")),
+        ("tokens", lambda row: f"{first(row)['tokens']:.1f}"),
+        ("ms a question", lambda row: f"{1000 * first(row)['seconds_per_question']:.2f}"),
+        ("problems", lambda row: f"{first(row)['problems']:,}"),
+        ("trained on", lambda row: f"{row['train_problems']:,.0f}" if "train_problems" in row else ""),
+        ("paper", lambda row: _share(row.get("paper", {}).get("accuracy"))),
+        ("paper's tokens", lambda row: _number(row.get("paper", {}).get("tokens"))),
+    ]
+    filled = [(head, texts) for head, cell in columns if any(texts := [cell(row) for row in rows])]
+    heads, bodies = zip(*filled, strict=True)
+    return [heads, *zip(*bodies, strict=True)]
+
+
+def _value(axis: str, row: Row) -> str:
+    return str(row["values"][axis])
+
+
+def _accuracy(test: str, row: Row) -> str:
+    result = row["tests"][test]
+    spread = result.get("sd")
+    return f"{result['accuracy']:.1%}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def _interval(test: str, row: Row) -> str:
+    return "{low:.1%} to {high:.1%}".format_map(row["tests"][test])
+
+
+def _cut(test: str, row: Row) -> str:
+    """Answers that were longer than allowed, where there are any."""
+    count = row["tests"][test].get("cut", 0)
+    return f"{count:,}" if count else ""
+
+
+def _p_value(result: Row, rival: str) -> str:
+    value = result.get("p_values", {}).get(rival)
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def plain(rows: Sequence[Row]) -> str:
+    """The rows for a terminal."""
+    return align(cells(rows))
+
+
+def shortcuts_of(task: Task, problems: Sequence[Problem]) -> dict[str, float]:
+    """What rules that do not reason would reach; empty for problems of another form than the task's own."""
+    try:
+        found = task.report(problems)
+    except CocotError:
+        return {}
+    return {name: value for name, value in found.items() if name.startswith("shortcut")}
+
+
+def shortcuts(table: Row) -> list[str]:
+    """A line for each test set: what rules that do not reason would reach on it."""
+    return [
+        f"{Path(file).stem}: " + ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in found.items())
+        for file, found in table["tests"].items()
+        if found
+    ]
+
+
+def write_table(table: Row, folder: Path) -> None:
+    """Write `table.json` and `table.md` into `folder`."""
+    write_json(folder / "table.json", {"schema": SCHEMA, **table})
+    parts = [table["note"], _markdown(table["rows"])]
+    if table["controls"]:
+        parts += ["The thoughts under control:", _markdown(table["controls"])]
+    if lines := shortcuts(table):
+        parts += ["Without any model:", "\n".join(f"- {line}" for line in lines)]
+    versions = table["environment"]["versions"]
+    parts.append(f"cocot {table['environment']['commit'] or versions['cocot']}, torch {versions['torch']}.")
+    write_text(folder / "table.md", "\n\n".join(filter(None, parts)) + "\n")
+
+
+def read_table(folder: Path) -> Row | None:
+    """The content of a folder's `table.json`; None where there is none.
+
+    Raises:
+        RunError: another version of cocot wrote it.
+    """
+    file = folder / "table.json"
+    if not file.exists():
+        return None
+    table: Row = read_json(file)
+    if table.get("schema") != SCHEMA:
+        raise RunError(
+            f"{file} is of schema {table.get('schema')}, and this version reads {SCHEMA}; the command that made it "
+            "writes it anew, without training again."
+        )
+    return table
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    head, *body = cells(rows)
+    num_axes = len(rows[0]["values"])
+    lines = [head, tuple("---" if index < num_axes else "---:" for index in range(len(head))), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

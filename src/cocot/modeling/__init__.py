@@ -1,0 +1,1 @@
+"""Models that think: the recurrence, a class for any Hugging Face model, generation, loading."""

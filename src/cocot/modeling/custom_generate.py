@@ -1,0 +1,102 @@
+"""`generate` of an exported model: the thoughts of a prompt first, then Hugging Face's own `generate` from their cache.
+
+`cocot export` copies this file and `modeling/recurrence.py`, as they are, into the folder's `custom_generate/`, where
+`from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch and transformers are needed there.
+
+In: what `generate` takes; `<|latent|>` in `input_ids` marks a thought. Out: what `generate` returns.
+Read next: `serving/export.py`, which writes the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .recurrence import CACHE, decoder_of, latent_columns, takes_positions, think
+
+_REFUSED = (
+    "cache",
+    "past_key_values",
+    "inputs_embeds",
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "prefill_chunk_size",
+    "use_mtp",
+)
+
+
+@torch.no_grad()
+def generate(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, model: Any, **kwargs: Any) -> Any:
+    """Hugging Face's `generate`, with a thought wherever the prompt holds the placeholder.
+
+    Args:
+        inputs: Token ids of the prompts, (batch, columns), padded on the left; also as `input_ids`.
+        generation_config: As in Hugging Face.
+        *args: As in Hugging Face.
+        model: The model; `from_pretrained` gives it.
+        **kwargs: As in Hugging Face. `attention_mask`: 0 at padding, (batch, columns).
+
+    Returns:
+        What the model's own `generate` returns: prompts with placeholders, then what was written.
+
+    Raises:
+        ValueError: a thought has no token before it, padding is not marked or on the right, or an argument does not go
+            with thoughts.
+    """
+    original = type(model).generate
+    input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+    if input_ids is None:
+        return original(model, None, generation_config, *args, **kwargs)
+    is_latent = input_ids == model.config.thoughts["latent_id"]
+    if not bool(is_latent.any()):
+        return original(model, input_ids, generation_config, *args, **kwargs)
+    given = vars(generation_config) if generation_config else {}
+    setting = partial(_setting, (kwargs, given, vars(model.generation_config)))
+    if refused := [name for name in _REFUSED if setting(name) is not None]:
+        raise ValueError(f"generation with thoughts does not go with {', '.join(refused)}; leave it out.")
+    mask = _mask(input_ids, kwargs.pop("attention_mask", None), model)
+    if bool((mask[:, -1] == 0).any()):
+        raise ValueError("a prompt ends in padding; pad on the left: tokenizer.padding_side = 'left'.")
+    is_first = is_latent & (mask.cumsum(dim=1) == 1)
+    if bool((is_first | is_latent & (mask == 0)).any()):
+        raise ValueError("a thought is the hidden state of the token before it; put one before the first <|latent|>.")
+    embeddings = model.get_input_embeddings()(input_ids)
+    cache, decoder = DynamicCache(config=model.config), decoder_of(model)
+    hidden = think(
+        decoder,
+        embeddings[:, :-1],
+        is_latent[:, :-1],
+        cache=cache,
+        columns=latent_columns(is_latent[:, :-1]),
+        attention_mask=mask[:, :-1],
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1] if takes_positions(decoder) else None,
+        recomputes=model.config.thoughts.get("recomputes", False),
+    ).last_hidden_state
+    # The last column is left to the original, which wants one to begin with; it may be a thought itself.
+    last = torch.where(is_latent[:, -1:, None], hidden[:, -1:], embeddings[:, -1:])
+    embeddings = torch.cat([embeddings[:, :-1], last], dim=1)
+    # The original repeats its inputs for beams and samples, but not a cache.
+    cache.batch_repeat_interleave(max(setting("num_beams") or 1, setting("num_return_sequences") or 1))
+    kwargs |= {"attention_mask": mask, CACHE: cache, "inputs_embeds": embeddings, "use_cache": True}
+    return original(model, input_ids, generation_config, *args, **kwargs)
+
+
+def _mask(input_ids: Tensor, mask: Tensor | None, model: Any) -> Tensor:
+    """The mask, or ones where nothing can be padding."""
+    if mask is not None:
+        return mask
+    pad_id = model.generation_config.pad_token_id
+    if len(input_ids) > 1 and pad_id is not None and bool((input_ids[:, 0] == pad_id).any()):
+        raise ValueError("these prompts are padded; pass the attention_mask that the tokenizer returned with them.")
+    return torch.ones_like(input_ids)
+
+
+def _setting(places: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """A setting of the generation, from the first place that has it."""
+    return next((place[name] for place in places if place.get(name) is not None), None)

@@ -1,0 +1,144 @@
+"""A model and a tokenizer from nothing: any Hugging Face architecture, a vocabulary of the task's own words.
+
+In: an `InitConfig` and problems. Out: a randomly initialised causal language model and a word-level tokenizer, both
+ordinary Hugging Face objects that save and load like any other.
+
+    tokenizer = build_tokenizer(problems)
+    model = build_model(InitConfig(architecture="llama", layers=2, width=128, heads=2), tokenizer)
+
+Read next: `modeling/latent_model.py` (thoughts for that model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, cast
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from cocot.data.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
+from cocot.errors import ConfigError
+from cocot.settings.typed import nearest
+from cocot.tasks.problem import Problem
+from cocot.training.config import InitConfig
+
+_COMMON = ("gpt2", "llama", "qwen3", "mistral")
+_PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
+_PUNCTUATION = r"[.?,](?=[.?,]*$)"
+_SIGNS = rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"
+_MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
+
+
+def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
+
+    Words are what white space parts; `.`, `?` and `,` at the end of one are words of their own, those inside, as in
+    `3.5`, are not. As `digits`, every sign that is no letter is a word, blanks too: the digits of one number must be
+    told from those of two. As `numbers`, digits stay together, and every number below 1,000 is known, seen or not.
+    """
+    parts: dict[str, list[Any]] = {
+        "words": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_PUNCTUATION), behavior="isolated")],
+        "digits": [pre_tokenizers.Split(Regex(_SIGNS), behavior="isolated")],
+        "numbers": [pre_tokenizers.Split(Regex(rf"\d+|{_SIGNS}"), behavior="isolated")],
+    }
+    splitter = pre_tokenizers.Sequence(parts[tokens])
+    words = {ANSWER_MARK}
+    if tokens == "numbers":
+        words.update(map(str, range(1000)))
+    for problem in problems:
+        lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
+        words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
+    vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words.difference(_MARKUP))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    backend.pre_tokenizer = splitter
+    if tokens != "words":
+        backend.decoder = decoders.Fuse()  # blanks are tokens
+    made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    tokenizer: PreTrainedTokenizerFast = made(
+        tokenizer_object=backend,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        eos_token=_END_OF_TEXT,
+        additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
+        clean_up_tokenization_spaces=tokens == "words",
+    )
+    return tokenizer
+
+
+def build_model(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A randomly initialised causal language model of the vocabulary of `tokenizer`; seed torch before.
+
+    Raises:
+        ConfigError: Hugging Face has no such architecture, or it has no such setting or shape.
+    """
+    try:
+        config = _config(init, tokenizer)
+        auto: Any = AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        _try_out(model)
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds: every architecture checks its own settings, or fails over them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot build model.init {init}: {reason[:400]}") from error
+    if init.embedding_std is not None:
+        nn.init.normal_(cast(Any, model.get_input_embeddings()).weight, std=init.embedding_std)
+    return model
+
+
+def _config(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The architecture's configuration, once its name and the names of its settings are known to be right."""
+    if init.architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        near = get_close_matches(init.architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(near)}" if near else f"try {', '.join(_COMMON)}"
+        raise ConfigError(
+            f"model.init.architecture is {init.architecture!r}, no causal language model of Hugging Face; {hint}."
+        )
+    if init.width % init.heads and "head_dim" not in init.settings:
+        raise ConfigError(
+            f"model.init.width is {init.width}, which {init.heads} heads cannot share; choose a multiple of "
+            "model.init.heads."
+        )
+    kind: Any = CONFIG_MAPPING[init.architecture]
+    shape = {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": init.layers,
+        "hidden_size": init.width,
+        "num_attention_heads": init.heads,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    _check_settings(init, kind, shape)
+    return kind(**shape, **init.settings)
+
+
+def _check_settings(init: InitConfig, kind: Any, shape: Mapping[str, Any]) -> None:
+    """Hugging Face takes any name of a setting, and leaves those that it does not know unused."""
+    follow = {*shape, *(kind.attribute_map.get(name) for name in shape)}
+    names = {name for name in (*vars(kind()), *kind.attribute_map) if not name.startswith("_")}
+    for name in init.settings:
+        if name in follow:
+            raise ConfigError(f"model.init.settings sets {name}, which follows from model.init and the problems.")
+        if name not in names:
+            near = nearest(name, names)
+            hint = f"did you mean {near!r}?" if near else "its Hugging Face configuration names those that it has."
+            raise ConfigError(f"model.init.settings sets {name!r}, which {init.architecture} does not have; {hint}")
+
+
+@torch.no_grad()
+def _try_out(model: PreTrainedModel) -> None:
+    """Run three tokens: some shapes are found impossible only then."""
+    was_training = model.training
+    model.eval()  # type: ignore[no-untyped-call]
+    model(input_ids=torch.zeros(1, min(3, _context(model)), dtype=torch.long, device=model.device))
+    model.train(was_training)
+
+
+def _context(model: PreTrainedModel) -> int:
+    return getattr(model.config, "max_position_embeddings", None) or 3

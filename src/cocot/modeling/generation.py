@@ -1,0 +1,222 @@
+"""Batched, cached answers with any number of thoughts, all through the model's own `generate`.
+
+In: a model that thinks, its tokenizer, questions. Out: one `Answer` a question, in order.
+
+    answers = cocot.answer(model, tokenizer, ["Is Tom a lempus or scrompus?"], num_thoughts=6)
+
+Read next: `evaluation/evaluate.py` (answers -> accuracy).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from cocot.data.curriculum import ThoughtSettings
+from cocot.data.encoding import answer_in, answer_mark, decode, encode_question
+from cocot.errors import DataError, ModelError
+from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
+from cocot.modeling.latent_model import context_length, thought_settings
+from cocot.modeling.recurrence import Edit
+from cocot.tasks.problem import check_whole
+
+MOST_NEW_TOKENS = 256
+"""Where nothing says how long an answer may be."""
+_MOST = 1_000_000
+
+EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
+"""What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
+(questions, 1, width); returns what is fed back in its place, of the same shape."""
+
+
+class ThoughtRecorder:
+    """An `EditOf` that changes nothing and keeps every thought.
+
+    Attributes:
+        num_questions: Questions that will be asked.
+    """
+
+    def __init__(self, num_questions: int) -> None:
+        self.num_questions = num_questions
+        self._kept: dict[int, Tensor] = {}  # by number, each (questions, width)
+
+    def __call__(self, rows: Sequence[int], number: int, thought: Tensor) -> Tensor:
+        """Keep a thought of the questions `rows`."""
+        values = thought[:, 0].float().cpu()
+        self._kept.setdefault(number, values.new_empty(self.num_questions, values.shape[1]))[list(rows)] = values
+        return thought
+
+    @property
+    def thoughts(self) -> Tensor:
+        """All thoughts, (questions, thoughts, width), float32; with no thoughts, the width is 0."""
+        if not self._kept:
+            return torch.empty(self.num_questions, 0, 0)
+        return torch.stack([self._kept[number] for number in sorted(self._kept)], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to one question.
+
+    Attributes:
+        text: The answer: what follows the first answer mark, or everything if there is none.
+        output: Everything that was written after the thoughts, reasoning included.
+        num_tokens: Tokens generated, counted as the paper does: thoughts included, then every token written up to and
+            with end of text.
+        num_thoughts: Thoughts (or pauses) among them.
+        is_complete: Whether the model ended the text itself, before `max_new_tokens`.
+        seconds: Wall-clock time of the question's batch, divided by the batch's size.
+    """
+
+    text: str
+    output: str
+    num_tokens: int
+    num_thoughts: int
+    is_complete: bool
+    seconds: float
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    num_thoughts: int | None = None,
+    max_new_tokens: int | None = 64,
+    batch_size: int = 32,
+    *,
+    streamer: BaseStreamer | None = None,
+    on_batch: Callable[[int], Any] | None = None,
+    edit_thought: EditOf | None = None,
+    use_generation_config: bool = False,
+    most_new_tokens: int = MOST_NEW_TOKENS,
+) -> list[Answer]:
+    """Answer questions, greedily, in batches of questions of similar length.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        questions: Any number of questions.
+        num_thoughts: Thoughts before the text; None for as many as the model was trained with.
+        max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for, at most
+            `most_new_tokens`.
+        batch_size: Questions a batch.
+        streamer: Receives the tokens as they are written; for a single question.
+        on_batch: Called after every batch with the number of questions it answered.
+        edit_thought: What becomes of a thought before it is fed back; see `EditOf`.
+        use_generation_config: Whether to decode as the model's `generation_config.json` says: its penalties, samples,
+            beams. Otherwise nothing of it acts, and what it would have changed is named in a warning, once.
+        most_new_tokens: Bound of the longest text where `max_new_tokens` is None.
+
+    Returns:
+        One answer a question, in the order of `questions`.
+
+    Raises:
+        DataError: a question does not fit into the model's context, or holds words the model does not know.
+        ModelError: the model was not given thoughts, or was not trained to think and `num_thoughts` is None.
+        ConfigError: `num_thoughts`, `max_new_tokens` or `batch_size` is no whole number, too small or too large; or
+            `generation_config.json` asks for what does not go with thoughts.
+    """
+    settings = thought_settings(model)
+    count = _num_thoughts(settings, num_thoughts)
+    check_whole("batch_size", batch_size, 1, _MOST)
+    if max_new_tokens is not None:
+        check_whole("max_new_tokens", max_new_tokens, 1, _MOST)
+    prompts = [encode_question(text, count, settings, tokenizer) for text in questions]
+    room = _room(prompts, max_new_tokens, model, most_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: dict[int, Answer] = {}
+    mark = answer_mark(tokenizer)
+    if use_generation_config:
+        config = as_folder_says(model, tokenizer, room)
+    else:
+        config = greedy(tokenizer, room)
+        warn_of_folder(model, tokenizer)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        began = time.perf_counter()
+        edit = partial(edit_thought, batch) if edit_thought else None
+        written = _generate(model, tokenizer, [prompts[index] for index in batch], config, streamer, edit)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for index, tokens in zip(batch, written, strict=True):
+            answers[index] = _read(tokens, count, seconds, mark, tokenizer)
+        if on_batch is not None:
+            on_batch(len(batch))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    streamer: BaseStreamer | None,
+    edit: Edit | None,
+) -> list[list[int]]:
+    """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    was_training = model.training
+    model.eval()
+    is_shared = isinstance(model, FSDPModule)
+    # what is gathered in inference mode could not be trained afterwards
+    with torch.inference_mode(not is_shared), decoding(model, config):
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            tokenizer=tokenizer,  # for a folder's stop strings
+            streamer=streamer,
+            edit_thought=edit,
+            synced_gpus=is_shared,
+        )
+    model.train(was_training)
+    written: list[list[int]] = output[:, width:].tolist()
+    return written
+
+
+def _read(
+    tokens: list[int], num_thoughts: int, seconds: float, mark: str, tokenizer: PreTrainedTokenizerBase
+) -> Answer:
+    """Cut at end of text; what `generate` writes behind it is padding for rows that are done."""
+    is_complete = tokenizer.eos_token_id in tokens
+    if is_complete:
+        tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    output = decode(tokens, tokenizer)
+    return Answer(answer_in(output, mark), output, num_thoughts + len(tokens), num_thoughts, is_complete, seconds)
+
+
+def _num_thoughts(settings: ThoughtSettings, asked: int | None) -> int:
+    count = settings.num_thoughts if asked is None else asked
+    if count is None:
+        raise ModelError(
+            "this model was not trained to think, so its number of thoughts is unknown; "
+            "say how many (num_thoughts=k, --thoughts k), 0 for words alone."
+        )
+    check_whole("the number of thoughts", count, 0, _MOST)
+    return count
+
+
+def _room(prompts: list[list[int]], asked: int | None, model: Any, most: int = MOST_NEW_TOKENS) -> int:
+    """How many tokens an answer may take: as many as asked for, by default what the context has room for."""
+    limit = context_length(model)
+    longest = max(map(len, prompts), default=0)
+    room = most if limit is None else min(most, limit - longest)
+    wanted = max(1, room) if asked is None else asked
+    if limit is not None and longest + wanted > limit:
+        too_long = sum(len(ids) + wanted > limit for ids in prompts)
+        raise DataError(
+            f"{too_long} of {len(prompts)} questions do not fit: the longest has {longest} tokens, thoughts included, "
+            f"and may be answered in {wanted}, but the model reads {limit}. "
+            "Shorten them, lower max_new_tokens, or take a model with a longer context."
+        )
+    return wanted

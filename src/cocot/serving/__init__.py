@@ -1,0 +1,1 @@
+"""Models that leave cocot: export and the harnesses of others."""

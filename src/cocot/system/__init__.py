@@ -1,0 +1,1 @@
+"""What lies between cocot and the operating system: files, signals, streams, processes, hardware."""

@@ -1,0 +1,132 @@
+"""Which problems a model is asked, and which task grades it: what the command line says, then what the model says.
+
+In: a model's place, what was said of task and problems. Out: a `Selection`, which also says where it comes from.
+
+    chosen = select("runs/mine", data=Path("test.jsonl"))
+    records = evaluate(model, tokenizer, chosen.task, chosen.problems)
+
+Read next: `evaluation/evaluate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cocot import tasks
+from cocot.errors import RunError
+from cocot.modeling.loading import saved_settings
+from cocot.tasks.files import read_problems
+from cocot.tasks.problem import Problem, Task
+from cocot.training.config import RunConfig
+from cocot.training.plan import problems_of_files
+from cocot.training.run_folder import RunFolder, fingerprint, read_json
+
+_DEFAULT_TASK = "prosqa"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Problems and their grader.
+
+    Attributes:
+        task: Grades the answers.
+        problems: What to ask.
+        grader: The task's name and who named it, for people.
+        source: Where the problems come from, for people.
+    """
+
+    task: Task
+    problems: list[Problem]
+    grader: str
+    source: str
+
+
+def select(
+    model: str | None = None,
+    *,
+    task: str | None = None,
+    data: Path | None = None,
+    count: int = 1000,
+    seed: int = 1_000_000,
+    settings: Mapping[str, Any] | None = None,
+) -> Selection:
+    """Choose problems and their grader.
+
+    The grader is the task that is named; else the one that the model was trained for. The problems are those of the
+    file; else those that the model's run was validated on, if they come from a file, too; else generated ones of the
+    run's own kind. A task or a mode begins anew, since the run's settings may not go with it.
+
+    Args:
+        model: A run folder, a model folder or the id of a model on the Hub; None for no model.
+        task: Name of a task.
+        data: A file of problems.
+        count: How many to generate.
+        seed: Of the generator.
+        settings: Of the generator.
+
+    Raises:
+        DataError: the file cannot be read.
+        ConfigError: there is no such task, or its generator has no such setting.
+        ModelError: there is no such model.
+        RunError: the run's own file was changed after the training.
+    """
+    given = dict(settings or {})
+    run = None if model is None else _run_of(Path(model))
+    config = run.read_config() if run else None
+    name, grader = _grader(task, model, config)
+    grading = tasks.get(name)
+    if data is not None:
+        problems = read_problems(data)
+        return Selection(grading, problems, grader, f"{len(problems):,} of {data}")
+    if task is None and run and config:
+        if not given and (config.data.train or config.data.valid):
+            problems, source = _validated_on(run, config)
+            return Selection(grading, problems, grader, source)
+        if "mode" not in given:
+            given = {**config.data.generate, **config.data.valid_generate, **given}
+    problems = grading.generate(count, seed=seed, **given)
+    return Selection(grading, problems, grader, f"{len(problems):,} generated with seed {seed}")
+
+
+def _grader(task: str | None, model: str | None, config: RunConfig | None) -> tuple[str, str]:
+    """The task's name, and the same with who named it."""
+    if task is not None:
+        return task, f"{task} (as asked)"
+    saved = None if model is None else saved_settings(model).get("task")
+    if saved is not None:
+        return saved, f"{saved} (the model's config.json)"
+    if config is not None:  # a run from before models knew their task
+        return config.data.task, f"{config.data.task} (the run's config.yaml)"
+    return _DEFAULT_TASK, f"{_DEFAULT_TASK} (the default, as nothing names another; --task does)"
+
+
+def _run_of(place: Path) -> RunFolder | None:
+    """The run that a model belongs to: its run folder, or the one around a folder of its models."""
+    places = [place]
+    if place.name in ("model", "best"):
+        places.append(place.parent)
+    if len(place.parents) > 2 and place.parents[1].name == "stages":
+        places.append(place.parents[2])
+    return next((run for run in map(RunFolder, places) if run.config.is_file()), None)
+
+
+def _validated_on(run: RunFolder, config: RunConfig) -> tuple[list[Problem], str]:
+    """The problems that a run was validated on, if they come from a file.
+
+    Raises:
+        RunError: the file is not what it was, so that some of them may have been trained on.
+    """
+    train, valid = problems_of_files(config)
+    assert valid is not None
+    if config.data.valid:
+        return valid, f"the run's validation file, {len(valid):,} of {config.data.valid}"
+    about = read_json(run.path / "run.json", "data_fingerprint")
+    if about["data_fingerprint"] != fingerprint([*(train or []), *valid]):
+        raise RunError(
+            f"{config.data.train} was changed after {run.path} was trained on it, so what was set aside is not known; "
+            "put the old file back, or name problems with --data."
+        )
+    return valid, f"the {len(valid):,} of {config.data.train} that were set aside from training"

@@ -1,0 +1,357 @@
+"""One stage of training: a `transformers.Trainer` that validates by answering, and never loses its last good state.
+
+In: a model, the stage's data, validation problems. Out: checkpoints in the stage's folder, log entries, the best model.
+Read next: `training/run.py`, which makes one of these a stage.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from cocot.data.batching import EpochSampler, StageData, collate
+from cocot.data.curriculum import LATENT
+from cocot.errors import ConfigError, RunError
+from cocot.evaluation.evaluate import Record, evaluate_together, summarise
+from cocot.modeling.loading import load
+from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.settings.typed import choose, short
+from cocot.system.files import explained, new_folder
+from cocot.system.manifest import seal
+from cocot.tasks.problem import Problem, Task
+from cocot.training.callbacks import ACCURACY, CUT, Journal, Pace
+from cocot.training.compatibility import check_overrides
+from cocot.training.config import TrainConfig
+from cocot.training.optimizers import build_optimizer, inherit, load_whole_state, whole_state
+from cocot.training.plan import Batches, PlannedStage
+from cocot.training.run_folder import RunFolder, prune_checkpoints
+
+_KEPT_CHECKPOINTS = 2
+OVERRIDDEN = (
+    *("create_optimizer", "create_scheduler", "evaluate", "log", "save_model"),
+    *("_get_train_sampler", "_save_checkpoint", "_save_optimizer_and_scheduler"),
+    *("_load_from_checkpoint", "_load_optimizer_and_scheduler"),
+)
+"""What `StageTrainer` replaces in transformers' Trainer."""
+CALLED = {"_save": ("output_dir", "state_dict")}
+"""What it calls there that is no promise of transformers, with the parameters that it passes."""
+
+
+def check_trainer(base: type = Trainer) -> None:
+    """Find out before any work whether `StageTrainer` fits the installed transformers.
+
+    Raises:
+        ConfigError: it does not; a method is gone, is not called any more, or takes other parameters.
+    """
+    check_overrides(StageTrainer, base, OVERRIDDEN, CALLED)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a stage is measured on.
+
+    Attributes:
+        task: Grades the answers.
+        problems: Never seen in training, never test data.
+        num_thoughts: Thoughts before each answer at this stage.
+        max_new_tokens: Longest answer that is waited for.
+    """
+
+    task: Task
+    problems: Sequence[Problem]
+    num_thoughts: int
+    max_new_tokens: int
+
+
+class StageTrainer(Trainer):
+    """The Trainer of one stage.
+
+    Validation generates answers; the optimizer is the recipe's; a checkpoint is written at the end of an epoch after
+    its validation, every `save_steps`, and on an interrupt.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        planned: PlannedStage,
+        data: StageData,
+        validation: Validation,
+        config: TrainConfig,
+        batches: Batches,
+        run: RunFolder,
+        seed: int,
+        keeps_best: bool,
+        inherited_optimizer: Path | None,
+        validates_first: bool = False,
+    ) -> None:
+        """Prepare the stage.
+
+        Args:
+            model: A model that was given thoughts.
+            tokenizer: Its tokenizer.
+            planned: The stage.
+            data: Its problems.
+            validation: What it is measured on.
+            config: The optimizer's settings.
+            batches: How the recipe's batch is reached.
+            run: The run's folder.
+            seed: Seeds order and dropout.
+            keeps_best: Whether the best model goes to the run's `best/`.
+            inherited_optimizer: State file of the optimizer of the stage before; None to begin without moments.
+            validates_first: Whether to validate before the first step, too.
+        """
+        self.planned, self.data, self.config = planned, data, config
+        self._tokenizer, self._folder = tokenizer, run.stage(planned.stage.name)
+        self._validation, self._run, self._keeps_best = validation, run, keeps_best
+        self._inherited = inherited_optimizer
+        self.steps_per_epoch = len(data) // config.batch_size
+        super().__init__(
+            model=model,
+            args=_arguments(planned, config, batches, self._folder, seed, validates_first),
+            train_dataset=data,
+            data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
+            processing_class=tokenizer,
+        )
+        if self.is_fsdp_enabled:
+            num_splits = validation.num_thoughts if model.config.thoughts["filler"] == LATENT else 0
+            self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
+        if config.gradient_checkpointing:
+            enable_checkpointing(model)
+        self.journal = Journal(run, planned.stage.name)
+        self.add_callback(self.journal)
+        self.remove_callback(PrinterCallback)
+        self.pace = Pace(self)
+        self.add_callback(self.pace)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer at this stage's rates."""
+        if self.optimizer is None:
+            own = build_optimizer(cast(Any, self.model), self.config, self.planned.learning_rate_factor)
+            self.optimizer = self.bare_optimizer = own
+        return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's, once the optimizer knows its weights and has the moments of the stage before."""
+        if self._inherited is not None:
+            inherit(self.bare_optimizer, _read(self._inherited, maps=self.is_fsdp_enabled))
+        return super().create_scheduler(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(self.data, str(self.args.seed), self.config.batch_size, self.config.batch_by_length)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Hugging Face's log; stops at a loss that is not a number. Looking at every step would make a device wait."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise self._diverged(f"the loss is {logs['loss']}", self.state.global_step)
+        super().log(logs, *args, **kwargs)
+
+    def _diverged(self, what: str, step: int) -> RunError:
+        return RunError(
+            f"{what} in {self.planned.stage.name} by step {step}; what was saved before is kept in {self._run.path}. "
+            "Lower train.learning_rate or train.max_grad_norm, in another --out folder."
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
+        began = time.perf_counter()
+        summary = summarise(self._validate())
+        is_trained = self.state.global_step > 0
+        best_before = max((entry[ACCURACY] for entry in self._validations()), default=-1.0)
+        if self._keeps_best and is_trained and summary.accuracy > best_before:
+            self._save_best()
+        metrics = {
+            ACCURACY: summary.accuracy,
+            CUT: summary.cut,
+            "eval_tokens": summary.tokens,
+            "eval_seconds": time.perf_counter() - began,
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if is_trained and self.planned.is_over(self.state.epoch, summary.accuracy):
+            self.control.should_training_stop = True
+        return metrics
+
+    def _validations(self) -> list[dict[str, float]]:
+        """The validations of this stage, but for one before its first step."""
+        return [entry for entry in self.state.log_history if ACCURACY in entry and entry["step"] > 0]
+
+    def _save_best(self) -> None:
+        """The model to the run's `best/`; not by Trainer.save_model, which adds a pickle."""
+        whole = {"state_dict": self._whole_weights()} if self.is_fsdp_enabled else {}
+        if not self.is_world_process_zero():
+            return
+        with new_folder(self._run.best) as folder:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
+            self._tokenizer.save_pretrained(folder)
+            seal(folder)
+
+    def _validate(self) -> list[Record]:
+        return evaluate_together(
+            self.accelerator.unwrap_model(self.model),
+            self._tokenizer,
+            self._validation.task,
+            self._validation.problems,
+            num_thoughts=self._validation.num_thoughts,
+            batch_size=self.config.eval_batch_size,
+            max_new_tokens=self._validation.max_new_tokens,
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
+        if self.largest(not _are_finite(part for part in model.parameters() if part.requires_grad))[0]:
+            raise self._diverged("the weights are no longer numbers", self.state.global_step)
+        self._run.must_be_in_place()
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
+        self.accelerator.wait_for_everyone()
+        try:
+            with explained(folder):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # every process adds its random state
+                if self.is_world_process_zero():
+                    seal(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self.is_world_process_zero():
+            prune_checkpoints(folder, keep=_KEPT_CHECKPOINTS)
+
+    # What processes share (FSDP) is written as one process would write it: any number of them can go on from there.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Hugging Face's folder."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=self._whole_weights())
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        """The weights, gathered in the first process; all must ask."""
+        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
+        names = dict(cast(Any, self.model).named_parameters(remove_duplicate=False))
+        tied = names.keys() - dict(cast(Any, self.model).named_parameters())
+        return {name: weight for name, weight in state.items() if name not in tied}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.bare_optimizer, keeps=self.is_world_process_zero())
+        if self.is_world_process_zero():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            load_whole_state(self.bare_optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME, maps=True))
+            cast(Any, self.lr_scheduler).load_state_dict(_read(Path(checkpoint) / SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        state = load(resume_from_checkpoint)[0].state_dict() if self.is_world_process_zero() else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(cast(Any, self.model), state, options=options)
+
+    def largest(self, *values: float) -> list[float]:
+        """Each value's largest among the processes; all must ask, and wait for each other and for their devices."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        gathered = self.accelerator.gather(torch.tensor([values], device=self.accelerator.device))
+        return [float(value) for value in gathered.amax(0)]
+
+
+def _arguments(
+    planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int, validates_first: bool
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=planned.stage.num_epochs,
+        per_device_train_batch_size=batches.per_device,
+        gradient_accumulation_steps=batches.accumulation,
+        learning_rate=config.learning_rate * planned.learning_rate_factor,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        bf16=uses_bf16(config),
+        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+        eval_on_start=validates_first,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=config.report_to or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits batches over all GPUs in one process: DataParallel
+    if arguments.n_gpu > 1:
+        raise ConfigError(f"this process sees {arguments.n_gpu} GPUs and trains on one; set CUDA_VISIBLE_DEVICES=0.")
+    return arguments
+
+
+def check_reporters(config: TrainConfig) -> None:
+    """Refuse loggers that are not there, before anything is trained.
+
+    Raises:
+        ConfigError: `train.report_to` names one that is not installed, or that Hugging Face does not know.
+    """
+    available: Any = get_available_reporting_integrations  # has no annotations
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(f"train.report_to names {short(name)}; {choose(name, INTEGRATION_TO_CALLBACK)}")
+        if name not in available():
+            raise ConfigError(f"train.report_to names {name}, which is not installed; pip install it.")
+
+
+def uses_bf16(config: TrainConfig) -> bool:
+    """Whether to autocast: as the recipe says, by default on a GPU that has bfloat16."""
+    if config.bf16 is not None:
+        return config.bf16
+    return config.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _are_finite(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers of this process's share are; the device is waited for once."""
+    found = [_local(part).isfinite().all() for part in parameters]
+    return bool(torch.stack(found).all())
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """This process's share of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _read(file: Path, maps: bool = False) -> Any:
+    """What `torch.save` wrote; `maps` reads from the file only what is used: of shares, the first process's."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=maps)
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
