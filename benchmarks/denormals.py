@@ -17,7 +17,7 @@ from time import perf_counter
 import torch
 
 from cocot.modeling.loading import load
-from cocot.training.run_folder import newest_checkpoint
+from cocot.training.checkpoints import newest_checkpoint
 
 ROWS, COLUMNS, LABELS = 64, 110, 3
 

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cocot.bench.measure import live_bytes
-from cocot.data.curriculum import LATENT
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.data.word_tokenizer import build_tokenizer
+from cocot.methods.tokens import LATENT
 from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.tasks.problem import Problem

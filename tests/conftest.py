@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.prosqa import ProsQA
 

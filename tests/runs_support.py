@@ -15,8 +15,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cocot.data.curriculum import CurriculumConfig
-from cocot.training.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig
+from cocot.methods import CurriculumConfig
+from cocot.modeling.config import InitConfig, ModelConfig
+from cocot.training.config import DataConfig, RunConfig, TrainConfig
 
 TINY_INIT = InitConfig("gpt2", layers=2, width=16, heads=2, settings={"n_positions": 64})
 """GPT-2, since it has dropout: a resumed run must find the random numbers of the uninterrupted one."""

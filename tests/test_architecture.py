@@ -1,9 +1,12 @@
-"""Promises of the house: imports go downward only, and what need not be slow does not load PyTorch."""
+"""The structure: each package imports only the packages below it, no modules import each other in a circle, and what
+need not be slow does not load PyTorch.
+"""
 
 import ast
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,53 +15,35 @@ import cocot
 
 ROOT = Path(cocot.__file__).parent
 
-# From the ground up: a module may import those on lines above its own, and those before it on its own line.
-# `cocot` itself imports names when they are first used, which `test_the_front_door_imports_nothing` looks at.
-FLOORS = (
-    ("errors", "interrupts", "console", "write_errors", "writing"),
-    ("typed_settings", "plain_yaml", "checksums", "bundled", "compatibility", "machine"),
-    ("tasks.problem", "tasks.graphs", "tasks.prosqa", "tasks.prontoqa", "tasks.gsm8k", "tasks.files", "tasks"),
-    ("curriculum", "encoding", "config", "recipe_files", "plan", "run_problems", "studies"),
-    ("thinking", "own_head", "deferred", "passes", "self_test"),
-    (
-        "launch",
-        "batching",
-        "special_tokens",
-        "model",
-        "loading",
-        "adapters",
-        "scratch",
-        "optimizers",
-        "runs",
-        "selection",
-    ),
-    ("decoding", "generation", "probing", "custom_generate", "harness"),
-    ("process", "evaluation", "controls", "search", "frontiers"),
-    (
-        "search_view",
-        "charts",
-        "report",
-        "page",
-        "callbacks",
-        "stage_trainer",
-        "training",
-        "trainings",
-        "estimates",
-        "comparison",
-        "export",
-    ),
-    ("bench.measure", "bench.workload", "bench.ratios", "bench"),
-    ("arguments", "cli", "__main__"),
-)
-HEIGHT = {name: height for height, name in enumerate(name for floor in FLOORS for name in floor)}
+# Which packages a package may import: its arrows. A module in the root is a package of its own here.
+# `cocot` itself imports names when they are first used, which `test_importing_cocot_loads_nothing` looks at.
+BASICS = {"errors", "settings", "system"}
+TEXT = {*BASICS, "registry", "tasks"}
+MODELS = {*TEXT, "assets", "methods", "data", "modeling"}
+RUNS = {*MODELS, "evaluation", "training"}
+ARROWS = {
+    "errors": set(),
+    "assets": set(),
+    "settings": {"errors"},
+    "system": {"errors"},
+    "registry": {"errors", "settings"},
+    "tasks": {*BASICS, "registry"},
+    "methods": {"errors", "settings", "registry"},
+    "data": {"errors", "settings", "tasks", "methods"},
+    "modeling": MODELS - {"modeling"},
+    "evaluation": MODELS,
+    "interpret": {*MODELS, "evaluation"},
+    "training": {*MODELS, "evaluation"},
+    "experiments": {*RUNS, "interpret"},
+    "serving": {*RUNS, "interpret"},
+    "bench": {*RUNS, "interpret"},
+    "cli": {*RUNS, "interpret", "experiments", "serving", "bench"},
+    "__main__": {"cli", "system"},
+}
+COPIED_OUT = {"modeling.recurrence": set(), "modeling.custom_generate": {"modeling.recurrence"}}
 NO_TORCH = (
-    "cocot",
-    "cocot.tasks",
-    "cocot.data.curriculum",
-    "cocot.training.config",
-    "cocot.training.plan",
-    "cocot.experiments.tables",
-    "cocot.cli",
+    *("cocot", "cocot.tasks", "cocot.methods", "cocot.data.examples", "cocot.training.config"),
+    *("cocot.training.schedule", "cocot.experiments.tables", "cocot.cli"),
 )
 
 
@@ -70,24 +55,29 @@ def name_of(path):
 MODULES = {name_of(path): path for path in ROOT.rglob("*.py")}
 
 
-def targets(node):
-    """Dotted names that a statement imports, of modules or of what is in them."""
+def package_of(name):
+    """The package that a module is in; a module in the root is one of its own."""
+    return name.split(".")[0]
+
+
+def targets(node, name):
+    """Dotted names that a statement of a module imports, of modules or of what is in them."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        return ["." * node.level if node.level else f"{node.module}.{alias.name}" for alias in node.names]
+        # only what is copied out imports relatively: it finds its neighbour there by the same words
+        assert not node.level or name in COPIED_OUT, f"{name} imports relatively"
+        module = f"cocot.{package_of(name)}.{node.module}" if node.level else node.module
+        return [f"{module}.{alias.name}" for alias in node.names]
     return []
 
 
 @cache
 def imports(name):
     """Modules of cocot that a module imports, inside its functions too; '' is the package."""
-    dotted = [target for node in ast.walk(ast.parse(MODULES[name].read_text())) for target in targets(node)]
-    if name == "custom_generate":  # it is copied out with its neighbour, and finds it there by the same words
-        dotted = [target.replace(".", "cocot.modeling.recurrence") if target == "." else target for target in dotted]
-    assert "." not in "".join(target[:1] for target in dotted), f"{name} imports relatively"
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     found = set()
-    for target in dotted:
+    for target in (target for node in ast.walk(tree) for target in targets(node, name)):
         parts = target.split(".")
         if parts[0] == "cocot":
             prefixes = (".".join(parts[1:end]) for end in range(len(parts), 0, -1))
@@ -95,24 +85,42 @@ def imports(name):
     return found
 
 
-def test_every_module_has_a_floor():
-    """The list above names the modules that there are, each once."""
-    assert len(HEIGHT) == sum(map(len, FLOORS))
-    assert set(HEIGHT) == set(MODULES) - {""}, "add the module to FLOORS, on the lowest floor that it can stand on"
+def test_every_package_is_listed():
+    """The list above names the packages that there are."""
+    assert ARROWS.keys() == {package_of(name) for name in MODULES} - {""}
 
 
-@pytest.mark.parametrize("name", HEIGHT)
-def test_imports_go_downward(name):
-    """A module imports what stands below it, and nothing through the package's own front door."""
-    upward = {other for other in imports(name) if other not in HEIGHT or HEIGHT[other] >= HEIGHT[name]}
-    assert not upward, f"{name} imports {sorted(upward)} from above"
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_imports_follow_the_arrows(name):
+    """A module imports what its package may, and nothing through `cocot` itself, which is for users."""
+    allowed = ARROWS[package_of(name)] | {package_of(name)}
+    wrong = {other for other in imports(name) if package_of(other) not in allowed}
+    assert not wrong, f"{name} imports {sorted(wrong)}: see ARROWS"
+
+
+def test_the_arrows_have_no_circle():
+    """Neither the packages nor the modules import each other in a circle."""
+    tuple(TopologicalSorter(ARROWS).static_order())
+    tuple(TopologicalSorter({name: imports(name) for name in MODULES if name}).static_order())
+
+
+@pytest.mark.parametrize("name", COPIED_OUT)
+def test_what_is_copied_out_stands_alone(name):
+    """`cocot export` copies these files into folders that are used without cocot."""
+    assert imports(name) == COPIED_OUT[name]
+
+
+def test_experiments_and_serving_do_not_know_each_other():
+    """A model leaves without the tables, and tables are made without leaving."""
+    assert "serving" not in ARROWS["experiments"]
+    assert "experiments" not in ARROWS["serving"]
 
 
 def test_the_check_above_sees_imports():
     """It would find nothing wrong if it saw nothing: some imports that there are, inside functions too."""
-    assert {"curriculum", "errors", "thinking"} <= imports("model")
-    assert {"training", "recipe_files", "config"} <= imports("cli")
-    assert "tasks" in imports("training")
+    assert {"data.layout", "errors", "modeling.recurrence"} <= imports("modeling.latent_model")
+    assert {"training.run", "training.recipes", "training.schedule"} <= imports("cli")
+    assert "tasks" in imports("training.run")
 
 
 def loaded_by(*command):
@@ -139,7 +147,7 @@ def test_help_loads_nothing_heavy():
     assert not loaded & {"torch", "transformers", "accelerate", "yaml"}
 
 
-def test_the_front_door_opens_on_use():
+def test_importing_cocot_loads_nothing():
     """Every public name is there, and the first use of one loads it."""
     listed = "import cocot, sys; assert set(cocot.__all__) <= set(dir(cocot)); assert 'torch' not in sys.modules"
     used = "for name in cocot.__all__: assert getattr(cocot, name).__name__.removeprefix('cocot.') == name"
@@ -176,7 +184,7 @@ for name in sys.argv[2].split(","):
 
 def test_what_only_unix_has_is_not_needed(tmp_path):
     """`ask`, `eval` and `export` run, and every module is imported, where those of UNIX_ONLY are missing."""
-    modules = ",".join(f"cocot.{name}" for name in HEIGHT if not name.endswith("__main__"))
+    modules = ",".join(f"cocot.{name}" for name in MODULES if name and not name.endswith("__main__"))
     command = [sys.executable, "-c", WITHOUT_UNIX, ",".join(UNIX_ONLY), modules]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

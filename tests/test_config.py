@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cocot.data import curriculum
-from cocot.data.curriculum import METHODS, CurriculumConfig
 from cocot.errors import ConfigError
+from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods import base as curriculum
+from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.training import config
-from cocot.training.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig, WarmupConfig
-from cocot.training.plan import num_shared_stages, num_steps, plan, split_batch
+from cocot.training.config import DataConfig, RunConfig, TrainConfig, WarmupConfig
 from cocot.training.recipes import field_names, read_recipe, shipped_recipes
+from cocot.training.schedule import num_shared_stages, num_steps, plan, split_batch
 
 SETTINGS = [
     kind

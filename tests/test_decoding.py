@@ -10,9 +10,9 @@ from conftest import PROBLEMS, TOKENIZER, make_model, make_thinker
 from transformers import GenerationConfig
 
 from cocot import tasks
-from cocot.data.curriculum import SPECIAL_TOKENS
 from cocot.errors import ConfigError
 from cocot.evaluation.evaluate import evaluate
+from cocot.methods.tokens import SPECIAL_TOKENS
 from cocot.modeling import decoding
 from cocot.modeling.decoding import added_by_folder
 from cocot.modeling.generation import answer

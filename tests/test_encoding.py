@@ -23,17 +23,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
-from cocot.data.curriculum import (
-    ANSWER_MARK,
-    LATENT,
-    METHODS,
-    PAUSE,
-    SPECIAL_TOKENS,
-    CurriculumConfig,
-    Encoder,
-    ThoughtSettings,
-    schedule,
-)
 from cocot.data.encoding import (
     answer_in,
     answer_mark,
@@ -44,8 +33,12 @@ from cocot.data.encoding import (
     num_written,
     tokenize,
 )
+from cocot.data.examples import Encoder
+from cocot.data.layout import ThoughtSettings
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, ModelError
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods.tokens import ANSWER_MARK, LATENT, PAUSE, SPECIAL_TOKENS
 from cocot.modeling.special_tokens import add_missing
 from cocot.tasks.problem import Problem
 
@@ -159,7 +152,7 @@ def test_before_a_question_stands_what_the_tokenizer_puts_before_a_text(name: st
     for method in METHODS:
         config = CurriculumConfig(method, max_stage=1, epochs_per_stage=1, final_epochs=1)
         encoder = Encoder(config, tokenizer)
-        made = encoder(pieces, schedule(config)[-1], Random(0))
+        made = encoder(pieces, config.stages[-1], Random(0))
         asked = encode_question(PROBLEM.question, config.num_thoughts, encoder.settings, tokenizer)
         assert asked == made.input_ids[: made.prompt_length]
 

@@ -11,18 +11,11 @@ import pytest
 import torch
 from runs_support import TINY_INIT
 
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
-from cocot.evaluation.evaluate import (
-    Record,
-    evaluate,
-    longest_answer,
-    mcnemar,
-    read_records,
-    summarise,
-    wilson_interval,
-    write_records,
-)
-from cocot.modeling.from_scratch import build_model, build_tokenizer
+from cocot.evaluation.evaluate import Record, evaluate, longest_answer, read_records, summarise, write_records
+from cocot.evaluation.statistics import mcnemar, wilson_interval
+from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from cocot.cli import main
-from cocot.data.curriculum import LATENT, PAUSE, ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError, RunError
+from cocot.methods.tokens import LATENT, PAUSE
 from cocot.modeling import custom_generate, recurrence
 from cocot.modeling.generation import answer
 from cocot.serving.export import chat_template, export, prompt_embeddings

@@ -16,19 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from transformers.utils.generic import find_labels
 
 import cocot
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
 from cocot.evaluation.evaluate import read_records
+from cocot.modeling.config import LoraSettings
 from cocot.modeling.custom_generate import generate
-from cocot.modeling.from_scratch import build_tokenizer
 from cocot.serving.export import export
 from cocot.system.manifest import seal
 from cocot.tasks import get as get_task
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
 from cocot.tasks.problem import Problem
-from cocot.training.config import LoraSettings
+from cocot.training.checkpoints import complete_checkpoints, prune_checkpoints
 from cocot.training.run import train
-from cocot.training.run_folder import RunFolder, complete_checkpoints, prune_checkpoints, write_json
+from cocot.training.run_folder import RunFolder, write_json
 
 
 @pytest.fixture

@@ -23,11 +23,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
-from cocot.data.batching import collate
-from cocot.data.curriculum import IGNORED, METHODS, SPECIAL_TOKENS, CurriculumConfig, Encoder, Example, schedule
+from cocot.data.collator import collate
 from cocot.data.encoding import tokenize
+from cocot.data.examples import IGNORED, Encoder, Example
 from cocot.errors import CocotError
 from cocot.interpret.path_categories import CATEGORIES, categorise
+from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods.tokens import SPECIAL_TOKENS
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.graphs import depths, heights, leads_to
 from cocot.tasks.problem import Problem
@@ -200,7 +202,7 @@ def test_any_problem_is_encoded_or_refused(
     encoder = Encoder(config, tokenizer)
     with suppress(CocotError):
         tokenized = tokenize(Problem(question, tuple(steps), answer), tokenizer)
-        for stage in schedule(config):
+        for stage in config.stages:
             example = encoder(tokenized, stage, Random(seed))
             start = example.prompt_length
             assert example.labels == [*[IGNORED] * start, *example.input_ids[start:]]

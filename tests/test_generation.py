@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import cocot
-from cocot.data.curriculum import SPECIAL_TOKENS, ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, DataError, ModelError
+from cocot.methods.tokens import SPECIAL_TOKENS
 from cocot.modeling.generation import _room, answer
 from cocot.modeling.latent_model import thought_settings
 

@@ -16,7 +16,7 @@ from runs_support import tiny_config, write_recipe
 
 import cocot
 from cocot.cli import main
-from cocot.data.curriculum import ThoughtSettings
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import CocotError, ModelError
 from cocot.settings.typed import walk
 from cocot.training.config import RunConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from runs_support import environment, tiny_config
-from test_training import assert_same
+from test_run import assert_same
 
 from cocot.cli import COMMANDS
 from cocot.errors import Interrupted

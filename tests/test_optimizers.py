@@ -10,7 +10,8 @@ from runs_support import TINY_INIT
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cocot.modeling.from_scratch import build_model, build_tokenizer
+from cocot.data.word_tokenizer import build_tokenizer
+from cocot.modeling.from_scratch import build_model
 from cocot.tasks.prosqa import ProsQA
 from cocot.training.config import TrainConfig
 from cocot.training.optimizers import Together, build_optimizer, forget, inherit

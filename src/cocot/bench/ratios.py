@@ -24,16 +24,18 @@ from transformers import DynamicCache, TrainerCallback
 from cocot import tasks
 from cocot.bench import workload
 from cocot.bench.measure import alternate, live_bytes, matmul_rate, seconds
-from cocot.data.batching import StageData
-from cocot.data.curriculum import CurriculumConfig, Encoder
+from cocot.data.dataset import StageData
+from cocot.data.examples import Encoder
 from cocot.interpret.likelihood import continuation_log_probs
+from cocot.methods import CurriculumConfig
+from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.system.files import unfinished
-from cocot.training.config import DataConfig, InitConfig, ModelConfig, RunConfig, TrainConfig
-from cocot.training.plan import Batches, plan
+from cocot.training.config import DataConfig, RunConfig, TrainConfig
 from cocot.training.problems import prepare_data, vocabulary_sample
 from cocot.training.run import prepare_model
 from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import Batches, plan
 from cocot.training.trainer import StageTrainer, Validation
 
 _WORD_ID = 0

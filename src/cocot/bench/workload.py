@@ -20,9 +20,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocot import tasks
-from cocot.data.batching import EpochSampler, collate
-from cocot.data.curriculum import IGNORED, Example
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.data.collator import collate
+from cocot.data.examples import IGNORED, Example
+from cocot.data.sampler import EpochSampler
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.latent_model import give_thoughts
 
 SHAPES: dict[str, dict[str, Any]] = {

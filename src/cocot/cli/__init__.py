@@ -134,14 +134,14 @@ def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
 
 
 def _dry_run(config: RunConfig) -> int:
-    from cocot.training.plan import describe_encoding, describe_plan, plan
     from cocot.training.problems import prepare_data, vocabulary_sample
     from cocot.training.run import prepare_tokenizer
+    from cocot.training.schedule import describe_encoding, describe_plan, plan
 
     data = prepare_data(config)
     stages = plan(config)
     problems = data.train(stages[-1], 0)
-    print(f"method {config.curriculum.method}: {config.curriculum.row.summary}\n")
+    print(f"method {config.curriculum.method}: {config.curriculum.chosen.summary}\n")
     print(describe_plan(config, len(problems)), data.note, sep="\n" if data.note else "", end="\n\n")
     longest = max(problems, key=lambda problem: len(problem.steps))
     print(describe_encoding(config, longest, prepare_tokenizer(config, vocabulary_sample(data, stages))))
@@ -204,8 +204,9 @@ def _eval(args: argparse.Namespace) -> int:
     from cocot.evaluation.ablations import run_controls
     from cocot.evaluation.evaluate import evaluate_together, summarise, write_records
     from cocot.experiments.tables import plain, shortcuts_of
-    from cocot.modeling.loading import load_here, processes
+    from cocot.modeling.loading import load_here
     from cocot.system.files import must_be_writable
+    from cocot.system.processes import processes
 
     if args.controls and args.thoughts is not None:
         raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")

@@ -9,22 +9,33 @@ output gives.
 
 Text is text: `<|latent|>` or an end-of-text token that somebody wrote into a question is spelled, not obeyed. Where a
 vocabulary cannot spell it, or lacks a word, it is refused.
-Read next: `data/curriculum.py` (how the pieces are put together).
+Read next: `data/examples.py` (how the pieces are put together).
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from cocot.data.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS, ThoughtSettings, Tokenized, Tokenizer, prompt
+from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
 from cocot.errors import DataError, ModelError
+from cocot.methods.tokens import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
 from cocot.tasks.problem import Problem
 
 _RARE = "\N{EGYPTIAN HIEROGLYPH A001}"
 """A letter that only a tokenizer which can spell everything gives back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A problem's pieces as token ids: cut once, put together anew at every stage."""
+
+    question: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    answer: tuple[int, ...]
 
 
 def tokenize(problem: Problem, tokenizer: Tokenizer) -> Tokenized:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.data.curriculum import LATENT
 from cocot.errors import ConfigError, DataError
 from cocot.evaluation.evaluate import Record, evaluate
+from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.latent_model import thought_settings
 from cocot.tasks.problem import Problem, Task

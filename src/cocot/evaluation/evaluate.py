@@ -15,7 +15,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,12 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.data.encoding import as_written, num_written, with_head_room
 from cocot.errors import DataError, RunError
+from cocot.evaluation.statistics import wilson_interval
 from cocot.modeling.generation import MOST_NEW_TOKENS, EditOf, answer
-from cocot.modeling.loading import processes
 from cocot.system.files import write_text
+from cocot.system.processes import processes
 from cocot.tasks.problem import Problem, Task
-
-_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,31 +229,3 @@ def summarise(records: Sequence[Record]) -> Summary:
         problems=len(records),
         cut=sum(not record.is_complete for record in records),
     )
-
-
-def wilson_interval(num_correct: int, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion: sound at 0 %, at 100 % and for few problems."""
-    share = num_correct / count
-    spread = _Z_95**2 / count
-    centre = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """The exact two-sided p-value of McNemar's test: do two models differ on the same problems?
-
-    Only problems count that one of them solves and the other does not; were the models equally good, each of the two
-    would be the solver with probability 1/2.
-
-    Args:
-        first: Whether the first model solved each problem.
-        second: The same of the second model, in the same order.
-
-    Source: McNemar, Psychometrika 12 (1947); the exact form is a sign test.
-    """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    count, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(count, number) for number in range(fewer + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**count)))

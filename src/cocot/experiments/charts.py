@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from cocot.evaluation.evaluate import wilson_interval
+from cocot.evaluation.statistics import wilson_interval
 from cocot.interpret.path_categories import CATEGORIES
 from cocot.interpret.search_tree import Search
 from cocot.tasks.graphs import leads_to

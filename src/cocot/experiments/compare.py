@@ -18,20 +18,21 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import tasks
-from cocot.data.curriculum import LATENT
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.ablations import AS_TRAINED, control_names, run_controls
-from cocot.evaluation.evaluate import Record, evaluate, mcnemar, read_records, summarise, wilson_interval, write_records
+from cocot.evaluation.evaluate import Record, evaluate, read_records, summarise, write_records
+from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.jobs import Training, share_stages, train_all
 from cocot.experiments.study import SEED, Arm, Study
 from cocot.experiments.tables import shortcuts_of, write_table
+from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load_here
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
-from cocot.training.plan import problems_of_files
 from cocot.training.run_folder import RunFolder, environment, fingerprint
+from cocot.training.schedule import problems_of_files
 
 REFERENCES = ("cot", "pause_as_thought")
 """Methods that every other one is tested against, where a study has them."""
@@ -137,7 +138,7 @@ def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], co
     """The answers of a trained model; they go beside it, and what lies there already is not asked again."""
     config = training.config
     names = [AS_TRAINED]
-    if controls and config.curriculum.row.filler == LATENT and config.curriculum.num_thoughts:
+    if controls and config.curriculum.chosen.filler == LATENT and config.curriculum.num_thoughts:
         names += control_names(config.curriculum.num_thoughts)
 
     @cache

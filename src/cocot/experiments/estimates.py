@@ -17,17 +17,18 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 
-from cocot.data.curriculum import LATENT
 from cocot.evaluation.ablations import control_names
 from cocot.experiments.jobs import Training, train_all
 from cocot.experiments.study import Study
-from cocot.system.files import unfinished, write_json
+from cocot.methods.tokens import LATENT
+from cocot.system.console import align
+from cocot.system.files import read_json, unfinished, write_json
 from cocot.system.hardware import allowed_cores
 from cocot.tasks.files import write_problems
 from cocot.training.config import RunConfig
-from cocot.training.plan import align, num_steps, plan, problems_of_files, steps_per_epoch
 from cocot.training.recipes import read_recipe
-from cocot.training.run_folder import RunFolder, read_json
+from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import num_steps, plan, problems_of_files, steps_per_epoch
 
 _STEPS, _EPOCHS = 8, 2
 
@@ -145,6 +146,6 @@ def describe_plan(study: Study, trainings: Sequence[Training], estimates: Sequen
 def _num_answers(study: Study, training: Training) -> int:
     """Questions that a model is asked in the end, under controls too."""
     curriculum = training.config.curriculum
-    is_controlled = study.controls and curriculum.row.filler == LATENT and curriculum.num_thoughts > 0
+    is_controlled = study.controls and curriculum.chosen.filler == LATENT and curriculum.num_thoughts > 0
     times = 1 + len(control_names(curriculum.num_thoughts)) if is_controlled else 1
     return times * len(study.tests) * study.num_problems

@@ -21,16 +21,16 @@ import vl_convert
 from jinja2 import Environment
 from markupsafe import Markup
 
-from cocot.data.curriculum import ANSWER_MARK
 from cocot.errors import RunError
 from cocot.experiments import charts
 from cocot.experiments.tables import cells, read_table, shortcuts
 from cocot.interpret.search_tree import Search
 from cocot.interpret.terminal import tables as tables_of
-from cocot.system.files import write_text
+from cocot.methods.tokens import ANSWER_MARK
+from cocot.system.files import read_json, write_text
 from cocot.tasks.graphs import mentioned
 from cocot.tasks.problem import Graph, Problem
-from cocot.training.run_folder import RunFolder, read_json
+from cocot.training.run_folder import RunFolder
 
 _MOST_TREES = 50
 _GAP = 70

@@ -23,8 +23,8 @@ from cocot.errors import ConfigError, Interrupted, RunError
 from cocot.system.hardware import allowed_cores, visible_gpus, with_gpu
 from cocot.system.interrupts import listening
 from cocot.training.config import RunConfig
-from cocot.training.plan import num_shared_stages, num_steps
 from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import num_shared_stages, num_steps
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cocot.errors import CocotError, RunError
-from cocot.system.files import write_json, write_text
+from cocot.system.console import align
+from cocot.system.files import read_json, write_json, write_text
 from cocot.tasks.problem import Problem, Task
-from cocot.training.plan import align
-from cocot.training.run_folder import read_json
 
 Row = dict[str, Any]
 

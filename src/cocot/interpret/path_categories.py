@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cocot.data.curriculum import ANSWER_MARK
 from cocot.errors import DataError
+from cocot.methods.tokens import ANSWER_MARK
 from cocot.tasks.graphs import depths, mentioned
 from cocot.tasks.problem import Problem
 

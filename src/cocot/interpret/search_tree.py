@@ -36,11 +36,10 @@ from cocot.interpret.likelihood import continuation_log_probs
 from cocot.interpret.path_categories import categorise
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.latent_model import thought_settings
-from cocot.system.files import new_folder, write_json
+from cocot.system.files import new_folder, read_json, write_json
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem, Task, check_whole
-from cocot.training.run_folder import read_json
 
 SCHEMA = 1
 _ARRAYS, _TEXTS = "arrays.safetensors", "search.json"
@@ -119,7 +118,7 @@ class Search:
         return {**sums, "no node": 1 - np.sum(list(sums.values()), axis=0)}
 
     def categories(self, k: int) -> list[str]:
-        """The paper's category of the output after k thoughts, for each problem with a graph; see `interpret/path_categories.py`."""
+        """The paper's category (`path_categories.py`) of the output after k thoughts, for each problem with a graph."""
         given = zip(self.problems, self.outputs[k], self.correct[k], strict=True)
         return [categorise(item, output, k, bool(is_correct)) for item, output, is_correct in given if item.graph]
 

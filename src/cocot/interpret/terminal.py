@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from cocot.evaluation.evaluate import wilson_interval
+from cocot.evaluation.statistics import wilson_interval
 from cocot.interpret.linear_probe import MIN_PROBLEMS, read_frontiers
 from cocot.interpret.path_categories import CATEGORIES
 from cocot.interpret.search_tree import Search
+from cocot.system.console import align
 from cocot.tasks.problem import Graph
-from cocot.training.plan import align
 
 _BAR = "▁▂▃▄▅▆▇█"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cocot.data.curriculum import SPECIAL_TOKENS
 from cocot.errors import ConfigError
+from cocot.methods.tokens import SPECIAL_TOKENS
 
 _LEAVE_ANSWERS = {"max_length", "max_new_tokens", "bos_token_id", "pad_token_id", "use_cache", "num_return_sequences"}
 _LEAVE_ANSWERS |= {"transformers_version", "_from_model_config", "return_dict_in_generate", "disable_compile"}

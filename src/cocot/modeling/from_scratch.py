@@ -11,63 +11,20 @@ Read next: `modeling/latent_model.py` (thoughts for that model).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cocot.data.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
 from cocot.errors import ConfigError
+from cocot.modeling.config import InitConfig
 from cocot.settings.typed import nearest
-from cocot.tasks.problem import Problem
-from cocot.training.config import InitConfig
 
 _COMMON = ("gpt2", "llama", "qwen3", "mistral")
-_PAD, _UNKNOWN, _END_OF_TEXT = "<|pad|>", "<|unknown|>", "<|endoftext|>"
-_PUNCTUATION = r"[.?,](?=[.?,]*$)"
-_SIGNS = rf" ?\p{{L}}+|{ANSWER_MARK}|<<|>>|[^\p{{L}}]"
-_MARKUP = (_PAD, _UNKNOWN, _END_OF_TEXT, *SPECIAL_TOKENS, PAUSE)
-
-
-def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a word: every word of `problems`, sorted, behind the special tokens.
-
-    Words are what white space parts; `.`, `?` and `,` at the end of one are words of their own, those inside, as in
-    `3.5`, are not. As `digits`, every sign that is no letter is a word, blanks too: the digits of one number must be
-    told from those of two. As `numbers`, digits stay together, and every number below 1,000 is known, seen or not.
-    """
-    parts: dict[str, list[Any]] = {
-        "words": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_PUNCTUATION), behavior="isolated")],
-        "digits": [pre_tokenizers.Split(Regex(_SIGNS), behavior="isolated")],
-        "numbers": [pre_tokenizers.Split(Regex(rf"\d+|{_SIGNS}"), behavior="isolated")],
-    }
-    splitter = pre_tokenizers.Sequence(parts[tokens])
-    words = {ANSWER_MARK}
-    if tokens == "numbers":
-        words.update(map(str, range(1000)))
-    for problem in problems:
-        lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
-        words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
-    vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words.difference(_MARKUP))])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
-    backend.pre_tokenizer = splitter
-    if tokens != "words":
-        backend.decoder = decoders.Fuse()  # blanks are tokens
-    made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
-    tokenizer: PreTrainedTokenizerFast = made(
-        tokenizer_object=backend,
-        pad_token=_PAD,
-        unk_token=_UNKNOWN,
-        eos_token=_END_OF_TEXT,
-        additional_special_tokens=[*SPECIAL_TOKENS, PAUSE],
-        clean_up_tokenization_spaces=tokens == "words",
-    )
-    return tokenizer
 
 
 def build_model(init: InitConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from cocot.data.curriculum import ThoughtSettings
 from cocot.data.encoding import answer_in, answer_mark, decode, encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import DataError, ModelError
 from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
 from cocot.modeling.latent_model import context_length, thought_settings

@@ -7,7 +7,7 @@ parameters, keys, config, `generate`, `Trainer` and PEFT go on working.
     out = model(input_ids=ids, labels=labels)       # placeholders <|latent|> anywhere in ids
 
 A saved model is a plain Hugging Face folder; the thought settings lie in its `config.json` under `thoughts`.
-Read next: `modeling/recurrence.py` (what happens at a placeholder), `modeling/loading.py`, `modeling/generation.py` (answers).
+Read next: `modeling/recurrence.py` (what happens at a placeholder), `modeling/loading.py`, `modeling/generation.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cocot.data.batching import label_positions
-from cocot.data.curriculum import LATENT, SPECIAL_TOKENS, ThoughtSettings
+from cocot.data.collator import label_positions
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, ModelError
+from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.own_head import run_head
 from cocot.modeling.recurrence import CACHE, Edit, decoder_of, takes_positions, think
 from cocot.modeling.recurrence import latent_columns as find_columns
@@ -100,7 +101,7 @@ class Thoughts:
 
         Raises:
             ModelError: a thought has no position before it, the cache cannot be used, gradient checkpointing is on
-                where `modeling/shared_passes.py` cannot do it, or hidden states, attentions or router logits are asked for.
+                where `shared_passes.py` cannot do it, or hidden states, attentions or router logits are asked for.
         """
         model = cast(Any, self)
         bare: Callable[..., Any] = super(Thoughts, type(self)).forward  # type: ignore[misc]

@@ -15,13 +15,11 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,13 +38,12 @@ from cocot.assets import bundled_models, locate
 from cocot.errors import CocotError, ModelError
 from cocot.modeling.latent_model import give_thoughts
 from cocot.system.manifest import check
-from cocot.system.processes import check_together
+from cocot.system.processes import check_together, processes
 
 _LOG = logging.getLogger("cocot")
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """Said at every call that could run a folder's code: left out, Hugging Face asks on the terminal, and waits there."""
 _PACKAGE = "package:"
-_PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
@@ -168,16 +165,6 @@ def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrained
     model, tokenizer = load_together(path_or_hub_id)
     cast(Any, model).to(device)
     return model, tokenizer
-
-
-def processes(cpu: bool = False) -> Any:
-    """This process among those that `torchrun` started, if it did, and its device: an accelerate `PartialState`.
-
-    Args:
-        cpu: Stay on the CPU. Else it is the best device that there is.
-    """
-    on_cpu = cpu or not torch.accelerator.is_available()  # unless told, no process joins the others on a CPU
-    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
 def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:

@@ -22,9 +22,9 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from cocot.data.curriculum import PAUSE, SPECIAL_TOKENS
 from cocot.errors import ConfigError, ModelError
-from cocot.training.config import LoraSettings
+from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
+from cocot.modeling.config import LoraSettings
 
 
 def with_adapter(

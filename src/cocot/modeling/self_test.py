@@ -44,8 +44,8 @@ class Passes:
     """How the passes over a sequence with thoughts may run.
 
     Attributes:
-        training: `shared` (passes share work, see `modeling/shared_passes.py`), `cached` (each goes on from the cache of the ones
-            before) or `recomputed` (each reads everything before it anew: slower, and right for every class).
+        training: `shared` (passes share work, see `shared_passes.py`), `cached` (each continues the cache of the
+            ones before) or `recomputed` (each reads everything before it anew: slower, and right for every class).
         inference: `cached` or `recomputed`.
     """
 

@@ -3,9 +3,9 @@
 A step with n thoughts runs the decoder n + 1 times over one growing sequence. Done plainly, every pass copies all keys
 and values, keeps its copy for the backward pass, and writes gradients as large as every weight and as the keys and
 values of the first pass. Here these exist once, and such gradients are summed in one product at the end
-(`modeling/deferred_gradients.py`). With gradient checkpointing, passes over many columns keep the input of every layer only.
+(`deferred_gradients.py`). With gradient checkpointing, passes over many columns keep the input of every layer only.
 
-In: a model, and the mask of a step. Out: the cache, the masks and the surroundings in which `thinking.think` runs.
+In: a model, and the mask of a step. Out: the cache, the masks and the surroundings in which `recurrence.think` runs.
 The numbers are those of the plain way but for the order of sums; inference does not need any of this.
 Read next: `modeling/recurrence.py`, `modeling/deferred_gradients.py`.
 """

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.data.curriculum import PAUSE, SPECIAL_TOKENS
 from cocot.errors import ModelError
+from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:

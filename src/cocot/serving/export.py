@@ -24,17 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cocot.data.curriculum import END, LATENT, START, ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError, RunError
+from cocot.methods.tokens import END, LATENT, START
 from cocot.modeling import custom_generate, recurrence
 from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.latent_model import thought_settings
 from cocot.modeling.loading import NO_CODE, load
-from cocot.system.files import new_folder, write_text
+from cocot.system.files import new_folder, read_json, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
-from cocot.training.run_folder import RunFolder, read_json
+from cocot.training.run_folder import RunFolder
 
 
 def export(source: str | Path, folder: Path) -> None:

@@ -1,13 +1,14 @@
-"""lm-evaluation-harness with thoughts: a model class, registered as `cocot`.
+r"""lm-evaluation-harness with thoughts: a model class, registered as `cocot`.
 
 In: what the harness is given. Out: its results, with the thoughts of a question before every continuation.
 
     pip install 'cocot[lm-eval]'
-    python -m cocot.serving.lm_eval run --model cocot --model_args pretrained=runs/demo/coconut --include_path DIR --tasks mine
+    python -m cocot.serving.lm_eval run --model cocot --model_args pretrained=runs/demo/coconut --tasks mine \
+        --include_path DIR
 
 A task's context is the question, as cocot writes one: then a line break, the thoughts, and what is scored or generated.
-Log-likelihoods are those of `probing.continuation_log_probs`, generations those of `generation.answer`.
-Read next: `data/curriculum.py` (how a prompt is laid out).
+Log-likelihoods are those of `likelihood.continuation_log_probs`, generations those of `generation.answer`.
+Read next: `data/layout.py` (how a prompt is laid out).
 """
 
 from __future__ import annotations

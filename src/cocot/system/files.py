@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import psutil
 from safetensors import SafetensorError
 
+from cocot.errors import RunError
 from cocot.system.interrupts import UNFINISHED, held, remove
 from cocot.system.write_errors import cannot_write
 
@@ -157,3 +158,23 @@ def explained(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
     finally:
         _IS_EXPLAINED.reset(token)
+
+
+REPAIR = "Put it back from a copy, or train again in another --out folder."
+
+
+def read_json(file: Path, *names: str) -> dict[str, Any]:
+    """The object that a JSON file of ours holds.
+
+    Raises:
+        RunError: it holds something else, or an object without one of the `names`.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged: it is no JSON ({type(error).__name__}). {REPAIR}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{file} is damaged: it holds no object. {REPAIR}")
+    if lacking := [name for name in names if name not in content]:
+        raise RunError(f"{file} is damaged: it lacks {', '.join(lacking)}. {REPAIR}")
+    return content

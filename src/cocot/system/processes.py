@@ -8,20 +8,16 @@ Read next: `modeling/loading.py`, `training/run.py`.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
-from io import BytesIO
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
-from torch import nn
+from accelerate import PartialState  # type: ignore[import-untyped]
 
-from cocot.errors import ConfigError
 from cocot.system.manifest import check
-from cocot.training.config import RunConfig
 
 
 def once(act: Callable[[], Any]) -> None:
@@ -54,63 +50,14 @@ def check_together(folder: Path) -> None:
     dist.barrier()
 
 
-def uses_fsdp() -> bool:
-    """Whether `accelerate launch` asks for FSDP."""
-    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+_PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
 
-def check_fsdp(plugin: Any, config: RunConfig) -> None:
-    """Refuse what would be wrong, or lost, in silence: before any work.
+def processes(cpu: bool = False) -> Any:
+    """This process among those that `torchrun` started, if it did, and its device: an accelerate `PartialState`.
 
     Args:
-        plugin: Accelerate's `FullyShardedDataParallelPlugin`, as the launcher's environment makes it.
-        config: The recipe.
-
-    Raises:
-        ConfigError: with what to ask for.
+        cpu: Stay on the CPU. Else it is the best device that there is.
     """
-    if plugin.fsdp_version != 2:
-        raise ConfigError("this FSDP is version 1; ask accelerate for the second: --fsdp_version 2.")
-    if plugin.activation_checkpointing:
-        raise ConfigError(
-            "FSDP's own activation checkpointing reads the cache of thoughts twice; turn it off, and set "
-            "train.gradient_checkpointing true instead."
-        )
-    if config.model.lora is not None:
-        raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
-
-
-def shares_weights() -> bool:
-    """Whether FSDP sends the weights of the first process to all others, as `accelerate launch` has it."""
-    return uses_fsdp() and dist.is_initialized() and bool(parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"))
-
-
-def sent_without_weights(make: Callable[[], Any]) -> Any:
-    """What the first process makes, in all of them, but elsewhere its parameters hold no values. All must call.
-
-    Accelerate sends the values once the model is shared out. Until then a parameter elsewhere is memory that nobody has
-    written to, which the operating system does not provide yet; accelerate tells parameters apart by their addresses.
-
-    Args:
-        make: Gives what can be pickled: a model with its tokenizer, say.
-    """
-    if dist.get_rank() == 0:
-        made, sent = make(), BytesIO()
-        _WithoutWeights(sent).dump(made)
-        dist.broadcast_object_list([sent.getvalue()])
-        return made
-    received = [b""]
-    dist.broadcast_object_list(received)
-    return pickle.loads(received[0])
-
-
-class _WithoutWeights(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        """A parameter as its shape, and everything else as it is."""
-        if isinstance(value, nn.Parameter):
-            return _empty, (tuple(value.shape), value.dtype, value.requires_grad)
-        return NotImplemented
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad)
+    on_cpu = cpu or not torch.accelerator.is_available()  # unless told, no process joins the others on a CPU
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)

@@ -21,7 +21,7 @@ from typing import Any
 from cocot import tasks
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
-from cocot.training.plan import PlannedStage, describe_set_aside, problems_of_files
+from cocot.training.schedule import PlannedStage, describe_set_aside, problems_of_files
 
 _ENOUGH = 2000
 """Generated problems that surely hold every word of their generator."""

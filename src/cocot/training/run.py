@@ -1,12 +1,12 @@
 """A run: data, model, one `StageTrainer` a stage with the same model object, and the result in the run folder.
 
-In: a `RunConfig` and a folder. Out: a filled run folder (see `training/run_folder.py`) with the trained model in `model/`.
+In: a `RunConfig` and a folder. Out: a filled run folder (`training/run_folder.py`), the trained model in its `model/`.
 
     train(config, "runs/mine")      # the same call again goes on where it stopped
 
 Training validates by answering questions, never on test data. A stage ends by the clock or on accuracy; the best model
 is picked within the last stage.
-Read next: `training/plan.py` (which stages), `training/trainer.py` (one of them).
+Read next: `training/schedule.py` (which stages), `training/trainer.py` (one of them).
 """
 
 from __future__ import annotations
@@ -27,33 +27,37 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from cocot import tasks
-from cocot.data.batching import StageData
-from cocot.data.curriculum import PAUSE, SPECIAL_TOKENS, Encoder
+from cocot.data.dataset import StageData
 from cocot.data.encoding import encode_question, tokenize, with_head_room
+from cocot.data.examples import Encoder
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, Interrupted
-from cocot.modeling.from_scratch import build_model, build_tokenizer
+from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
+from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import context_length, give_thoughts
-from cocot.modeling.loading import load, load_together, load_tokenizer, processes
+from cocot.modeling.loading import load, load_together, load_tokenizer
 from cocot.modeling.lora import in_four_bits, merged, with_adapter
 from cocot.modeling.special_tokens import add_missing, add_tokens
 from cocot.system.files import new_folder
 from cocot.system.manifest import check, seal
-from cocot.system.processes import (
-    check_fsdp,
-    check_together,
-    decided,
-    once,
-    sent_without_weights,
-    shares_weights,
-    uses_fsdp,
-)
+from cocot.system.processes import check_together, decided, once, processes
 from cocot.system.write_errors import cannot_write
 from cocot.tasks.problem import Problem, num_seen
 from cocot.training.callbacks import ACCURACY, CUT
+from cocot.training.checkpoints import newest_checkpoint, prune_checkpoints, step_of
 from cocot.training.config import RunConfig
-from cocot.training.plan import Batches, PlannedStage, num_batches, num_shared_stages, num_thoughts, plan, split_batch
+from cocot.training.fsdp import check_fsdp, sent_without_weights, shares_weights, uses_fsdp
 from cocot.training.problems import Data, prepare_data, vocabulary_sample
-from cocot.training.run_folder import RunFolder, fingerprint, newest_checkpoint, prune_checkpoints, step_of
+from cocot.training.run_folder import RunFolder, fingerprint
+from cocot.training.schedule import (
+    Batches,
+    PlannedStage,
+    num_batches,
+    num_shared_stages,
+    num_thoughts,
+    plan,
+    split_batch,
+)
 from cocot.training.trainer import StageTrainer, Validation, check_reporters, check_trainer, uses_bf16
 
 _LOGGER = logging.getLogger("cocot")

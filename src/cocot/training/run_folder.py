@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -31,8 +30,8 @@ from filelock import FileLock, Timeout
 
 from cocot.errors import ConfigError, RunError
 from cocot.settings.typed import build, check_numbers, number, short
-from cocot.system.files import is_unfinished, new_folder, write_json, write_text
-from cocot.system.manifest import check, damage, is_sealed
+from cocot.system.files import REPAIR, is_unfinished, new_folder, read_json, write_json, write_text
+from cocot.system.manifest import check
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
 from cocot.training.recipes import read_recipe
@@ -43,7 +42,6 @@ _NOTES = {"cost": "", "result": ""}
 _PACKAGES = ("cocot", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 _EXTRAS = ("peft",)
 _ABSENT = "not installed"
-_MEND = "Put it back from a copy, or train again in another --out folder."
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,6 @@ class _State:
 
 
 _LOCK = "lock"
-_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
 class RunFolder:
@@ -194,7 +191,7 @@ class RunFolder:
         try:
             return [asdict(entry) for entry in build(_State, read_json(file)).finished_stages]
         except ConfigError as error:
-            raise RunError(f"{file} is damaged, or of a newer version of cocot: {error} {_MEND}") from error
+            raise RunError(f"{file} is damaged, or of a newer version of cocot: {error} {REPAIR}") from error
 
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Append a stage to those that are done."""
@@ -235,7 +232,7 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
         entries = [_entry(line) for line in lines]
         if None in entries[:-1]:
-            raise RunError(f"{self.metrics}: line {entries.index(None) + 1} is no log entry. {_MEND}")
+            raise RunError(f"{self.metrics}: line {entries.index(None) + 1} is no log entry. {REPAIR}")
         return [entry for entry in entries if entry is not None]
 
     def rewind_log(self, stage: str, step: int) -> None:
@@ -253,66 +250,9 @@ def _entry(line: str) -> dict[str, Any] | None:
     return entry if is_entry else None
 
 
-def read_json(file: Path, *names: str) -> dict[str, Any]:
-    """The object that a JSON file of ours holds.
-
-    Raises:
-        RunError: it holds something else, or an object without one of the `names`.
-    """
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged: it is no JSON ({type(error).__name__}). {_MEND}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{file} is damaged: it holds no object. {_MEND}")
-    if lacking := [name for name in names if name not in content]:
-        raise RunError(f"{file} is damaged: it lacks {', '.join(lacking)}. {_MEND}")
-    return content
-
-
 def _is_of_a_beginning(path: Path) -> bool:
     """Whether a path in a run folder is what a run leaves that was stopped before its settings were written down."""
     return path.name == _LOCK or is_unfinished(path)
-
-
-def complete_checkpoints(stage: Path) -> list[Path]:
-    """The checkpoints of a stage that were written to the end, oldest first."""
-    return sorted(filter(is_sealed, _checkpoints(stage)), key=step_of)
-
-
-def _checkpoints(stage: Path) -> list[Path]:
-    """All of a stage's checkpoints; what a user put beside them under other names is none."""
-    return [path for path in stage.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def newest_checkpoint(stage: Path) -> Path | None:
-    """The newest checkpoint of a stage that is as it was written. Damaged ones are named, and passed over."""
-    for folder in reversed(complete_checkpoints(stage)):
-        damaged = damage(folder)
-        if not damaged:
-            return folder
-        _LOGGER.warning(
-            "%s is damaged (%s is not what was written there); resuming from what was saved before it.",
-            folder,
-            ", ".join(damaged),
-        )
-    return None
-
-
-def prune_checkpoints(newest: Path, keep: int) -> None:
-    """Remove all of a stage's checkpoints but `newest` and the whole ones before it, `keep` in all.
-
-    Later ones are damaged: the run did not go on from them.
-    """
-    kept = [folder for folder in complete_checkpoints(newest.parent) if step_of(folder) <= step_of(newest)][-keep:]
-    for folder in _checkpoints(newest.parent):
-        if folder not in kept:
-            shutil.rmtree(folder)
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

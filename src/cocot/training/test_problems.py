@@ -18,11 +18,12 @@ from typing import Any
 from cocot import tasks
 from cocot.errors import RunError
 from cocot.modeling.loading import saved_settings
+from cocot.system.files import read_json
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem, Task
 from cocot.training.config import RunConfig
-from cocot.training.plan import problems_of_files
-from cocot.training.run_folder import RunFolder, fingerprint, read_json
+from cocot.training.run_folder import RunFolder, fingerprint
+from cocot.training.schedule import problems_of_files
 
 _DEFAULT_TASK = "prosqa"
 

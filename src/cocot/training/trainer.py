@@ -30,10 +30,12 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from cocot.data.batching import EpochSampler, StageData, collate
-from cocot.data.curriculum import LATENT
+from cocot.data.collator import collate
+from cocot.data.dataset import StageData
+from cocot.data.sampler import EpochSampler
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.evaluate import Record, evaluate_together, summarise
+from cocot.methods.tokens import LATENT
 from cocot.modeling.loading import load
 from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.settings.typed import choose, short
@@ -41,11 +43,12 @@ from cocot.system.files import explained, new_folder
 from cocot.system.manifest import seal
 from cocot.tasks.problem import Problem, Task
 from cocot.training.callbacks import ACCURACY, CUT, Journal, Pace
+from cocot.training.checkpoints import prune_checkpoints
 from cocot.training.compatibility import check_overrides
 from cocot.training.config import TrainConfig
 from cocot.training.optimizers import build_optimizer, inherit, load_whole_state, whole_state
-from cocot.training.plan import Batches, PlannedStage
-from cocot.training.run_folder import RunFolder, prune_checkpoints
+from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import Batches, PlannedStage
 
 _KEPT_CHECKPOINTS = 2
 OVERRIDDEN = (

@@ -18,14 +18,15 @@ import torch
 from runs_support import TINY_INIT, environment, tiny_config, weights, write_recipe
 
 from cocot.cli import main
-from cocot.evaluation.evaluate import mcnemar, wilson_interval
+from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.compare import _tests, fresh_problems
 from cocot.experiments.study import Study, arms, read_study, shipped_studies
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
-from cocot.training.plan import problems_of_files
+from cocot.training.checkpoints import complete_checkpoints
 from cocot.training.run import train
-from cocot.training.run_folder import RunFolder, complete_checkpoints
+from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import problems_of_files
 
 METHODS = ["cot", "coconut", "pause_as_thought"]
 

@@ -17,11 +17,11 @@ from runs_support import environment
 
 from cocot.cli import COMMANDS, main
 from cocot.cli.arguments import build_parser
-from cocot.data.curriculum import METHODS
 from cocot.errors import ConfigError
 from cocot.experiments.compare import compare, make_trainings
 from cocot.experiments.estimates import estimate
 from cocot.experiments.study import METHOD, SEED, Study, arms, read_study, shipped_studies
+from cocot.methods import METHODS
 from cocot.training.run_folder import RunFolder
 
 TABLE_1 = ("gsm8k", "prontoqa", "prosqa")

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from cocot import tasks
-from cocot.data.curriculum import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.data.word_tokenizer import build_tokenizer
+from cocot.methods.tokens import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
 from cocot.modeling.loading import load_tokenizer
 
 STORIES = tasks.get("gsm8k").generate(500, seed=0)

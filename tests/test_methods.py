@@ -16,25 +16,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from cocot.cli import main
-from cocot.data.curriculum import (
-    ANSWER_MARK,
-    END,
-    IGNORED,
-    LATENT,
-    METHODS,
-    PAUSE,
-    SPECIAL_TOKENS,
-    START,
-    CurriculumConfig,
-    Encoder,
-    Example,
-    Stage,
-    ThoughtSettings,
-    schedule,
-)
 from cocot.data.encoding import encode_question, tokenize
+from cocot.data.examples import IGNORED, Encoder, Example
+from cocot.data.layout import ThoughtSettings
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import ConfigError, DataError, ModelError
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.methods import METHODS, CurriculumConfig, Stage
+from cocot.methods.tokens import ANSWER_MARK, END, LATENT, PAUSE, SPECIAL_TOKENS, START
 from cocot.tasks.problem import Problem
 
 PROBLEM = Problem("is a b ?", ("a b", "b c c", "c d"), "d !")
@@ -115,14 +103,14 @@ def encode(config: CurriculumConfig, stage: Stage, problem: Problem = PROBLEM, s
 
 def stage_of(config: CurriculumConfig, name: str) -> Stage:
     """A stage by name."""
-    return next(stage for stage in schedule(config) if stage.name == name)
+    return next(stage for stage in config.stages if stage.name == name)
 
 
 def test_every_method_has_its_cases() -> None:
     """The table below covers every row of the method table at every stage of its schedule."""
     assert CASES.keys() == METHODS.keys()
     for method, stages in CASES.items():
-        assert list(stages) == [stage.name for stage in schedule(config_of(method))]
+        assert list(stages) == [stage.name for stage in config_of(method).stages]
 
 
 @pytest.mark.parametrize(("method", "stage"), [(method, stage) for method in CASES for stage in CASES[method]])
@@ -145,7 +133,7 @@ def test_the_saved_settings_ask_as_the_last_stage_does(method: str) -> None:
     config = config_of(method)
     tokenizer = build_tokenizer([PROBLEM])
     encoder = Encoder(config, tokenizer)
-    example = encode(config, schedule(config)[-1])
+    example = encode(config, config.stages[-1])
     settings = ThoughtSettings(**encoder.settings.to_json())
     asked = encode_question(PROBLEM.question, settings.num_thoughts or 0, settings, tokenizer)
     assert asked == example.input_ids[: example.prompt_length]
@@ -197,10 +185,10 @@ def test_stage_mix_draws_earlier_stages_uniformly_and_never_later_ones(method: s
     mixed = replace(plain, stage_mix=mix)
     tokenizer = build_tokenizer([PROBLEM])
     pieces = tokenize(PROBLEM, tokenizer)
-    known = {tuple(encode(plain, stage).input_ids): stage.name for stage in schedule(plain)}
+    known = {tuple(encode(plain, stage).input_ids): stage.name for stage in plain.stages}
     encoder, stage, draw = Encoder(mixed, tokenizer), stage_of(mixed, name), Random(1)
     counts = Counter(known[tuple(encoder(pieces, stage, draw).input_ids)] for _ in range(NUM_DRAWS))
-    names = [stage.name for stage in schedule(plain)]
+    names = [stage.name for stage in plain.stages]
     assert counts.keys() == set(names[: earlier + 1])
     for other in names[:earlier]:
         assert counts[other] / NUM_DRAWS == pytest.approx(mix / earlier, abs=MAX_SHARE_ERROR)
@@ -210,7 +198,7 @@ def test_stage_mix_draws_earlier_stages_uniformly_and_never_later_ones(method: s
 def test_stage_mix_does_nothing_to_methods_without_a_curriculum(method: str) -> None:
     """Mixing with certainty changes no example of a method that has one stage."""
     plain = config_of(method)
-    (stage,) = schedule(plain)
+    (stage,) = plain.stages
     mixed = replace(plain, stage_mix=1.0)
     assert [encode(mixed, stage, seed=seed) for seed in range(20)] == [encode(plain, stage)] * 20
 
@@ -246,7 +234,7 @@ def test_longest_is_the_length_of_the_longest_draw() -> None:
         for mix in (0.0, 0.7):
             config = config_of(method, stage_mix=mix)
             encoder = Encoder(config, tokenizer)
-            for stage in schedule(config):
+            for stage in config.stages:
                 lengths = [len(encoder(pieces, stage, Random(seed)).input_ids) for seed in range(60)]
                 assert encoder.longest(pieces, stage) == max(lengths)
 
@@ -256,7 +244,7 @@ def test_gsm8k_schedule_of_the_paper() -> None:
     config = CurriculumConfig(
         thoughts_per_step=2, max_stage=3, epochs_per_stage=3, first_epochs=6, final_epochs=35, method="coconut"
     )
-    assert schedule(config) == [
+    assert config.stages == [
         Stage("stage_0", 0, False, 6),
         Stage("stage_1", 1, False, 3),
         Stage("stage_2", 2, False, 3),
@@ -269,7 +257,7 @@ def test_gsm8k_schedule_of_the_paper() -> None:
 def test_prosqa_schedule_of_the_paper() -> None:
     """Section 4.1: 5 epochs of stage 0 and of each of 6 stages with one thought, then the last stage to epoch 50."""
     config = CurriculumConfig(max_stage=6, epochs_per_stage=5, final_epochs=15)
-    stages = schedule(config)
+    stages = config.stages
     assert [stage.index for stage in stages] == [0, 1, 2, 3, 4, 5, 6, 6]
     assert [stage.num_epochs for stage in stages] == [5] * 7 + [15]
     assert [stage.is_final for stage in stages] == [False] * 7 + [True]
@@ -279,15 +267,15 @@ def test_prosqa_schedule_of_the_paper() -> None:
 def test_every_method_gets_as_many_epochs(method: str) -> None:
     """Methods are compared at equal numbers of training problems, whatever their stages."""
     config = CurriculumConfig(method, max_stage=3, epochs_per_stage=2, first_epochs=4, final_epochs=7)
-    assert sum(stage.num_epochs for stage in schedule(config)) == 4 + 3 * 2 + 7
-    assert all(stage.num_epochs > 0 for stage in schedule(config))
+    assert sum(stage.num_epochs for stage in config.stages) == 4 + 3 * 2 + 7
+    assert all(stage.num_epochs > 0 for stage in config.stages)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_stages_of_unequal_length_keep_the_total(method: str) -> None:
     """A list of epochs gives each stage its own; every method still gets their sum."""
     config = CurriculumConfig(method, max_stage=3, epochs_per_stage=[3, 1, 2], final_epochs=4)
-    stages = schedule(config)
+    stages = config.stages
     assert sum(stage.num_epochs for stage in stages) == 3 + 3 + 1 + 2 + 4
     if len(stages) > 1:
         assert [stage.num_epochs for stage in stages] == [3, 3, 1, 2, 4]
@@ -296,19 +284,19 @@ def test_stages_of_unequal_length_keep_the_total(method: str) -> None:
 def test_a_stage_without_epochs_is_left_out() -> None:
     """Zero epochs of the first or the final stage mean no such stage."""
     config = CurriculumConfig(max_stage=1, epochs_per_stage=2, first_epochs=0, final_epochs=0)
-    assert [stage.name for stage in schedule(config)] == ["stage_1"]
+    assert [stage.name for stage in config.stages] == ["stage_1"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> None:
     """Some of GSM8k have none: question, the stage's thoughts, answer; no empty step in between."""
     config = config_of(method)
-    last = schedule(config)[-1]
-    gone = replace(last, is_final=True) if METHODS[method].removal != "none" else last
+    last = config.stages[-1]
+    gone = replace(last, is_final=True) if method != "cot" else last
     bare = encode(config, gone, replace(PROBLEM, steps=()))
     for stage in (last, gone):
         assert encode(config, stage, replace(PROBLEM, steps=())) == bare
-    if METHODS[method].removal != "none":
+    if method != "cot":
         assert bare == encode(config, gone)
 
 

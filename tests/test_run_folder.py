@@ -29,16 +29,11 @@ from cocot.system.files import new_folder, write_json, write_text
 from cocot.system.manifest import seal
 from cocot.system.write_errors import cannot_write
 from cocot.tasks.prosqa import ProsQA
+from cocot.training.checkpoints import complete_checkpoints, prune_checkpoints
 from cocot.training.config import WarmupConfig
-from cocot.training.plan import plan
 from cocot.training.run import prepare_data, train
-from cocot.training.run_folder import (
-    RunFolder,
-    complete_checkpoints,
-    environment,
-    fingerprint,
-    prune_checkpoints,
-)
+from cocot.training.run_folder import RunFolder, environment, fingerprint
+from cocot.training.schedule import plan
 
 CONFIG = tiny_config()
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, StaticCache
 
 import cocot
-from cocot.data.curriculum import ThoughtSettings
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError
 from cocot.modeling.latent_model import thought_settings
 from cocot.modeling.recurrence import CACHE

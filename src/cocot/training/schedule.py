@@ -12,9 +12,11 @@ from itertools import takewhile
 from random import Random
 from typing import Any
 
-from cocot.data.curriculum import IGNORED, Encoder, Stage, schedule
 from cocot.data.encoding import tokenize
+from cocot.data.examples import IGNORED, Encoder
 from cocot.errors import ConfigError, DataError
+from cocot.methods import Method, Stage
+from cocot.system.console import align
 from cocot.tasks.files import read_problems, set_aside
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
@@ -65,7 +67,7 @@ def plan(config: RunConfig) -> list[PlannedStage]:
     Raises:
         ConfigError: `train.stage_learning_rate` names a stage that the run does not have.
     """
-    stages = schedule(config.curriculum)
+    stages = config.curriculum.stages
     planned = [
         PlannedStage(
             stage,
@@ -98,11 +100,18 @@ def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
     Runs of several methods by one recipe differ from the stage on in which the methods do.
     """
     alike = replace(first, curriculum=replace(first.curriculum, method=second.curriculum.method)) == second
-    if not alike or (first.curriculum.row.filler is None) != (second.curriculum.row.filler is None):
+    methods = first.curriculum.chosen, second.curriculum.chosen
+    if not alike or (methods[0].filler is None) != (methods[1].filler is None):
+        return 0
+    if methods[0] is not methods[1] and not all(map(_shares_first_stage, methods)):
         return 0
     pairs = zip(plan(first), plan(second), strict=False)
     same = (mine == other and mine.stage.index == 0 and not mine.stage.is_final for mine, other in pairs)
     return sum(takewhile(bool, same))
+
+
+def _shares_first_stage(method: Method) -> bool:
+    return method.shares_first_stage and not method.adds_to_training
 
 
 def problems_of_files(config: RunConfig) -> tuple[list[Problem] | None, list[Problem] | None]:
@@ -189,7 +198,7 @@ def describe_plan(config: RunConfig, num_problems: int) -> str:
                 stage.name,
                 f"{epoch + 1}-{epoch + stage.num_epochs}",
                 str(num_thoughts(config, stage)),
-                _steps_left(config, stage),
+                config.curriculum.chosen.describe_left(stage, config.curriculum),
                 f"{config.train.learning_rate * item.learning_rate_factor:g}",
                 f"{steps_per_epoch * config.train.batch_size * stage.num_epochs:,}",
                 f"{steps_per_epoch * stage.num_epochs:,}",
@@ -202,16 +211,7 @@ def describe_plan(config: RunConfig, num_problems: int) -> str:
 def num_thoughts(config: RunConfig, stage: Stage) -> int:
     """Thoughts (or pauses) that a problem gets at `stage`."""
     curriculum = config.curriculum
-    return stage.index * curriculum.thoughts_per_step if curriculum.row.filler else 0
-
-
-def _steps_left(config: RunConfig, stage: Stage) -> str:
-    if stage.is_final:
-        return "none"
-    if config.curriculum.row.removal == "tokens":
-        removed = stage.index * config.curriculum.icot_tokens_per_stage
-        return f"all but {removed} tokens" if removed else "all"
-    return f"all but {stage.index}" if stage.index else "all"
+    return curriculum.chosen.num_thoughts(stage.index, stage.index, curriculum)
 
 
 def describe_encoding(config: RunConfig, problem: Problem, tokenizer: Any) -> str:
@@ -234,16 +234,3 @@ def describe_encoding(config: RunConfig, problem: Problem, tokenizer: Any) -> st
 def _names(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Each token's text; white space is made visible."""
     return [tokenizer.decode([token]).replace("\n", "\\n").replace(" ", "_") for token in ids]
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table in plain text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)

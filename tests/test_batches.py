@@ -8,15 +8,18 @@ from itertools import pairwise
 import pytest
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER
 
-from cocot.data.batching import EpochSampler, StageData, bucketed, collate
-from cocot.data.curriculum import IGNORED, CurriculumConfig, Encoder, Example, schedule
+from cocot.data.collator import collate
+from cocot.data.dataset import StageData
 from cocot.data.encoding import tokenize
+from cocot.data.examples import IGNORED, Encoder, Example
+from cocot.data.sampler import EpochSampler, bucketed
 from cocot.errors import DataError
+from cocot.methods import CurriculumConfig
 from cocot.tasks.problem import Problem
 
 PAD = TOKENIZER.pad_token_id
 ENCODER = Encoder(CurriculumConfig(max_stage=2, epochs_per_stage=1, stage_mix=0.5), TOKENIZER)
-STAGES = schedule(ENCODER.config)
+STAGES = ENCODER.config.stages
 
 
 def same_problems(_epoch):

@@ -16,17 +16,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from cocot import tasks
-from cocot.data.curriculum import LATENT, PAUSE, SPECIAL_TOKENS, ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
 from cocot.interpret.search_tree import Search, probe_search
 from cocot.interpret.terminal import draw_tree, tables
-from cocot.modeling.from_scratch import build_model, build_tokenizer
+from cocot.methods.tokens import LATENT, PAUSE, SPECIAL_TOKENS
+from cocot.modeling.config import InitConfig
+from cocot.modeling.from_scratch import build_model
 from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.graphs import depths, heights, mentioned
 from cocot.tasks.problem import Graph, Problem
-from cocot.training.config import InitConfig
 
 TASK = tasks.get("prosqa")
 # Largest difference allowed to a probability. Measured, worst of this file: 6.0e-8.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs_support import Finish, environment, tiny_config, write_recipe
-from test_training import FSDP, NO_DROPOUT, SHAPES, save_model
+from test_run import FSDP, NO_DROPOUT, SHAPES, save_model
 from transformers import LlamaConfig
 
 from cocot.system.manifest import seal

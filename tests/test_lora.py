@@ -15,18 +15,21 @@ import torch
 from conftest import LATENT_ID, TOKENIZER, make_model, make_thinker
 from runs_support import tiny_config, weights
 from safetensors.torch import load_file
-from test_training import save_model
+from test_run import save_model
 
 import cocot
 from cocot.bench.measure import live_bytes
-from cocot.data.batching import collate
-from cocot.data.curriculum import PAUSE, Example
+from cocot.data.collator import collate
+from cocot.data.examples import Example
 from cocot.errors import ConfigError, RunError
+from cocot.methods.tokens import PAUSE
+from cocot.modeling.config import LoraSettings, ModelConfig
 from cocot.modeling.special_tokens import add_tokens
-from cocot.training.config import LoraSettings, ModelConfig, RunConfig, TrainConfig
+from cocot.training.checkpoints import complete_checkpoints
+from cocot.training.config import RunConfig, TrainConfig
 from cocot.training.problems import prepare_data
 from cocot.training.run import train
-from cocot.training.run_folder import RunFolder, complete_checkpoints
+from cocot.training.run_folder import RunFolder
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'cocot[lora]'")
 

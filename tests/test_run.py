@@ -34,25 +34,28 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cocot.data.batching import collate
-from cocot.data.curriculum import PAUSE, SPECIAL_TOKENS, Encoder, Example
+from cocot.data.collator import collate
 from cocot.data.encoding import tokenize
+from cocot.data.examples import Encoder, Example
+from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation.evaluate import evaluate, evaluate_together, summarise
-from cocot.modeling.from_scratch import build_tokenizer
+from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
+from cocot.modeling.config import InitConfig
 from cocot.modeling.loading import load
 from cocot.serving.export import export
-from cocot.system.processes import check_fsdp
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
 from cocot.training import run as run_module
 from cocot.training import trainer as trainer_module
-from cocot.training.config import InitConfig, RunConfig, WarmupConfig
-from cocot.training.plan import plan
+from cocot.training.checkpoints import complete_checkpoints
+from cocot.training.config import RunConfig, WarmupConfig
+from cocot.training.fsdp import check_fsdp
 from cocot.training.problems import prepare_data, vocabulary_sample
 from cocot.training.run import _longest_answer, prepare_model, train
-from cocot.training.run_folder import RunFolder, complete_checkpoints
+from cocot.training.run_folder import RunFolder
+from cocot.training.schedule import plan
 from cocot.training.trainer import StageTrainer
 
 MAX_GAP = 2e-5

@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from conftest import CONFIGS, LATENT_ID, TOKENIZER, make_model
-from test_thinking import error, make_row
+from test_recurrence import error, make_row
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,8 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import cocot.modeling.latent_model
-from cocot.data.batching import collate
-from cocot.data.curriculum import Example
+from cocot.data.collator import collate
+from cocot.data.examples import Example
 from cocot.modeling.deferred_gradients import DeferredMatrix
 from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.recurrence import CACHE

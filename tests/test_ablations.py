@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER, make_thinker
-from test_thinking import error
+from test_recurrence import error
 
-from cocot.data.curriculum import PAUSE, ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, DataError
 from cocot.evaluation import ablations
 from cocot.evaluation.ablations import AS_TRAINED, CONTROLS, run_controls
 from cocot.evaluation.evaluate import evaluate
+from cocot.methods.tokens import PAUSE
 from cocot.modeling.generation import answer
 from cocot.tasks.prosqa import ProsQA
 

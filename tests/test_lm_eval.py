@@ -19,8 +19,8 @@ pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'co
 
 from lm_eval.api.instance import Instance
 
-from cocot.data.curriculum import ThoughtSettings
 from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, DataError
 from cocot.interpret.likelihood import continuation_log_probs
 from cocot.serving.lm_eval import CocotLM

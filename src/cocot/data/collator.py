@@ -1,0 +1,68 @@
+"""Examples -> tensors: end-aligned batches of like lengths, and the data set that a stage of training reads.
+
+*End-aligned*: every row is padded on the left until the text after the thoughts begins in one column for all rows.
+Then the thoughts of all rows end together, so a batch takes as few passes as its longest chain of thoughts, and all
+labels fall into the last pass. Correctness does not depend on it.
+
+A batch also says where its thoughts and labels are, so that a step never waits for a device to tell.
+
+In: `Example`s. Out: what `model.Thoughts.forward` takes.
+Read next: `modeling/latent_model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cocot.data.examples import IGNORED, Example
+
+
+def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits: int = 0) -> dict[str, Any]:
+    """Put examples into one end-aligned batch.
+
+    Args:
+        examples: Rows; prompts and texts of any length.
+        pad_id: Fills the padding of `input_ids`; never read by the model.
+        latent_id: The placeholder of a thought.
+        num_splits: Places at least where passes part, thoughts or not: processes that hold a model together must run
+            its layers equally often, whatever thoughts their batches have.
+
+    Returns:
+        `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns), int64;
+        `latent_columns`, the columns that hold a thought in any row, as numbers, with others for `num_splits`; and
+        `loss_positions`, as `label_positions` gives it.
+    """
+    before = max(example.prompt_length for example in examples)
+    after = max(len(example.input_ids) - example.prompt_length for example in examples)
+    before = max(before, num_splits + 1 - after)  # the first column is no split
+
+    def padded(rows: list[list[int]], fill: int) -> Tensor:
+        in_front = (before - example.prompt_length for example in examples)
+        parts = ([fill] * gap + row for gap, row in zip(in_front, rows, strict=True))
+        return torch.from_numpy(np.array([part + [fill] * (before + after - len(part)) for part in parts]))
+
+    input_ids = padded([example.input_ids for example in examples], pad_id)
+    attention_mask = padded([[1] * len(example.input_ids) for example in examples], 0)
+    labels = padded([example.labels for example in examples], IGNORED)
+    columns: list[int] = (input_ids == latent_id).any(dim=0).nonzero().flatten().tolist()
+    if num_splits > len(columns):
+        others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
+        columns = sorted(columns + others[: num_splits - len(columns)])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "latent_columns": columns,
+        "loss_positions": label_positions(labels),
+    }
+
+
+def label_positions(labels: Tensor) -> Tensor:
+    """Where the next token has a loss: positions in the flattened (batch x columns) of `labels`, int64, ascending."""
+    return (functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED).flatten().nonzero().flatten()

@@ -1,0 +1,97 @@
+"""The data set that a stage of training reads: its problems, encoded when they are read.
+
+Read next: `data/sampler.py` (in which order), `data/collator.py` (examples -> tensors).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from torch.utils.data import Dataset
+
+from cocot.data.encoding import tokenize
+from cocot.data.examples import Encoder, Example
+from cocot.errors import DataError
+from cocot.methods import Stage
+from cocot.tasks.problem import Problem
+
+
+class StageData(Dataset[Example]):
+    """The problems of one stage, encoded when they are read.
+
+    What is read depends on the seed, the epoch and the index alone, so that a resumed run sees what an uninterrupted
+    one would.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        stage: Stage,
+        seed: str,
+        problems_of_epoch: Callable[[int], Sequence[Problem]],
+        max_length: int | None,
+    ) -> None:
+        """Serve `problems_of_epoch(epoch)`, encoded at `stage`.
+
+        Args:
+            encoder: Puts problems together.
+            stage: The stage.
+            seed: Names the stream of chance; differs from stage to stage.
+            problems_of_epoch: The problems of an epoch, always as many. What it returns anew, the same object, is not
+                cut into tokens again.
+            max_length: Tokens that the model can read; None for no limit.
+
+        Raises:
+            DataError: a problem is longer than the model's context or lacks what the method needs.
+        """
+        self._encoder, self._stage, self._seed = encoder, stage, seed
+        self._problems_of_epoch, self._max_length = problems_of_epoch, max_length
+        self._source: Sequence[Problem] | None = None
+        self.epoch = -1
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to the problems of `epoch`."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        problems = self._problems_of_epoch(epoch)
+        if problems is not self._source:
+            self._source = problems
+            self._problems = [tokenize(problem, self._encoder.tokenizer) for problem in problems]
+            self._check_steps()
+            if self._max_length is not None:
+                self._check_lengths(self._max_length)
+
+    def __len__(self) -> int:
+        """Problems an epoch."""
+        return len(self._problems)
+
+    def __getitem__(self, index: int) -> Example:
+        """The problem at `index`, encoded at this epoch."""
+        return self._encoder(self._problems[index], self._stage, random.Random(f"{self._seed}/{self.epoch}/{index}"))
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of every problem's prompt and text at this epoch."""
+        examples = (self[index] for index in range(len(self)))
+        return [(example.prompt_length, len(example.input_ids) - example.prompt_length) for example in examples]
+
+    def _check_steps(self) -> None:
+        """A few problems without written steps are part of real data (GSM8k); all of them are a mistake."""
+        config = self._encoder.config
+        if config.chosen.needs_steps and not any(problem.steps for problem in self._problems):
+            raise DataError(
+                f"method {config.method!r} learns from written steps and no problem has any; give problems with steps "
+                "or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
+            )
+
+    def _check_lengths(self, max_length: int) -> None:
+        """Refuse, never cut."""
+        lengths = [self._encoder.longest(problem, self._stage) for problem in self._problems]
+        too_long = sum(length > max_length for length in lengths)
+        if too_long:
+            raise DataError(
+                f"{too_long} of {len(lengths)} problems are longer than the model's context of {max_length} tokens "
+                f"(the longest takes {max(lengths)}, thoughts included). Remove them, or take a longer context."
+            )

@@ -1,0 +1,99 @@
+"""Method x stage x problem -> token ids and labels.
+
+In: a problem in token ids, a tokenizer, a stage. Out: an `Example`, ready for `collate`.
+
+    config = CurriculumConfig(method="coconut", max_stage=3, epochs_per_stage=5, final_epochs=10)
+    encoder = Encoder(config, tokenizer)
+    example = encoder(tokenize(problem, tokenizer), config.stages[2], Random(0))
+
+Loss falls only on the text after the thoughts.
+Read next: `data/collator.py` (examples -> tensors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from cocot.data.encoding import Tokenized
+from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
+from cocot.methods import CurriculumConfig, Stage
+from cocot.methods.tokens import LATENT
+
+IGNORED = -100
+"""The label that PyTorch's cross-entropy leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A problem as the model reads it at one stage.
+
+    Attributes:
+        input_ids: Prompt (question, thoughts, markers), then the text that is learned.
+        labels: `input_ids` where there is loss, -100 elsewhere; same length.
+        prompt_length: Tokens before the text that is learned: the column at which batches are aligned.
+        num_thoughts: Thoughts or pauses in the prompt.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt_length: int
+    num_thoughts: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Puts tokenized problems together at a stage of one curriculum.
+
+    Attributes:
+        config: The curriculum.
+        tokenizer: Knows the special tokens.
+        settings: How prompts are laid out; follows from config and tokenizer.
+    """
+
+    config: CurriculumConfig
+    tokenizer: Tokenizer
+    settings: ThoughtSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = ThoughtSettings(
+            latent_id=self.tokenizer.convert_tokens_to_ids(LATENT),
+            filler=self.config.chosen.filler,
+            num_thoughts=self.config.num_thoughts,
+            start_marker=self.config.start_marker,
+        )
+        object.__setattr__(self, "settings", settings)
+
+    def __call__(self, problem: Tokenized, stage: Stage, draw: Random) -> Example:
+        """Encode a problem at `stage`, or at an earlier one with probability `stage_mix`.
+
+        Args:
+            problem: The problem's pieces.
+            stage: Stage of the schedule.
+            draw: Source of chance, for mixing and for icot's smoothing.
+        """
+        index, is_final = stage.index, stage.is_final
+        if self.mixes and draw.random() < self.config.stage_mix:
+            num_earlier = index + 1 if is_final else index
+            if num_earlier:
+                index, is_final = draw.randrange(num_earlier), False
+        return self._encode(problem, index, is_final, draw)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a stage may read earlier ones."""
+        return self.config.stage_mix > 0 and self.config.chosen.has_stages
+
+    def longest(self, problem: Tokenized, stage: Stage) -> int:
+        """Most tokens that a problem can take at `stage`."""
+        earlier = range(stage.index + stage.is_final) if self.mixes else ()
+        lengths = [len(self._encode(problem, index, False, Random(0)).input_ids) for index in earlier]
+        return max(*lengths, len(self._encode(problem, stage.index, stage.is_final, Random(0)).input_ids), 0)
+
+    def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
+        method = self.config.chosen
+        num_thoughts = method.num_thoughts(len(problem.steps), index, self.config)
+        start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
+        steps = [] if is_final else method.steps_left(problem.steps, index, self.config, draw)
+        text = [*steps, *problem.answer]
+        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts)

@@ -1,0 +1,85 @@
+"""The order in which problems are read: a shuffle into batches of like lengths.
+
+Read next: `data/collator.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from torch.utils.data import Sampler
+
+from cocot.data.dataset import StageData
+
+_CHUNK = 128
+"""Batches of like lengths are looked for among so many: enough for little padding, few enough to vary."""
+
+
+Lengths = Sequence[tuple[int, int]]
+
+
+class EpochSampler(Sampler[int]):
+    """A shuffle into batches of like lengths, which depends on the data's epoch and the seed alone.
+
+    Whole batches only, so that every optimizer step weighs as much, with any number of processes. What is left out is
+    another handful of problems every epoch.
+    """
+
+    def __init__(self, data: StageData, seed: str, batch_size: int, by_length: bool) -> None:
+        """Sample from `data`.
+
+        Args:
+            data: The problems.
+            seed: Names the stream of chance.
+            batch_size: Problems an optimizer step.
+            by_length: Whether problems of like lengths share a batch.
+        """
+        self._data, self._seed, self._batch_size, self._by_length = data, seed, batch_size, by_length
+        self._length = len(data) // batch_size * batch_size
+
+    def __len__(self) -> int:
+        """Problems an epoch that are read."""
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        """The order of the data's current epoch."""
+        chance = random.Random(f"{self._seed}/order/{self._data.epoch}")
+        order = list(range(len(self._data)))
+        chance.shuffle(order)
+        order = order[: self._length]
+        if not self._by_length:
+            return iter(order)
+        lengths, chunk = self._data.lengths(), _CHUNK * self._batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), chunk):
+            batches += bucketed(order[start : start + chunk], lengths, self._batch_size)
+        chance.shuffle(batches)
+        return chain.from_iterable(batches)
+
+
+def bucketed(indices: list[int], lengths: Lengths, batch_size: int) -> list[list[int]]:
+    """Cut `indices` into batches with little padding.
+
+    A batch is padded in front to its longest prompt and behind to its longest text. So the indices are cut in two where
+    it saves most, along one of these lengths, and each part again.
+
+    Args:
+        indices: What to cut; a multiple of `batch_size`. Those of equal lengths keep their order.
+        lengths: Tokens of prompt and text by index.
+        batch_size: Indices a batch.
+    """
+    num_batches = len(indices) // batch_size
+    if num_batches <= 1:
+        return [indices]
+    ways = [sorted(indices, key=lambda index: lengths[index][0]), sorted(indices, key=lambda index: lengths[index][1])]
+    cuts = {max(1, num_batches * quarter // 4) for quarter in (1, 2, 3)} | {num_batches - 1}
+    halves = [(way[: cut * batch_size], way[cut * batch_size :]) for way in ways for cut in sorted(cuts)]
+    low, high = min(halves, key=lambda pair: sum(_padded(half, lengths) for half in pair))
+    return [*bucketed(low, lengths, batch_size), *bucketed(high, lengths, batch_size)]
+
+
+def _padded(indices: list[int], lengths: Lengths) -> int:
+    """Tokens, padding included, of one batch of `indices`."""
+    return len(indices) * sum(max(lengths[index][side] for index in indices) for side in (0, 1))

@@ -1,0 +1,246 @@
+"""What a method is: how it trains a model to reason before it answers. The interface, its settings, the registry.
+
+A method is one object of a subclass of `Method`, in one file, and a branch nowhere else. It says what stands in the
+place of a written step, how a stage removes steps, which terms the loss has and from which forward passes, which
+modules of its own it trains and whether they stay, and how many thoughts an answer takes. Every answer has a default:
+that of Coconut.
+
+    @register
+    class Mine(Method):
+        name, summary, filler = "mine", "Coconut with a term of my own in the loss", LATENT
+
+        def losses(self, run, model, batch):
+            ...
+
+A method outside of this package is registered by the same decorator; an installed package can also name such a class
+as an entry point of the group `cocot.methods`.
+Read next: `methods/coconut.py`; `data/examples.py` (a method's problems in tokens), `training/trainer.py` (its loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cocot.errors import ConfigError
+from cocot.registry import Registry
+from cocot.settings.typed import check_numbers, number
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_MOST = 1_000_000
+CROSS_ENTROPY = "cross_entropy"
+"""The name of the term that every method has: minus the log of the probability of the text after the thoughts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of training with a fixed amount of removed reasoning.
+
+    Attributes:
+        name: Name of the stage's folder and of its log entries.
+        index: The paper's k: steps (icot: portions of tokens) removed, and thoughts divided by thoughts_per_step.
+        is_final: Whether no text steps are left, however many a problem has.
+        num_epochs: Epochs at most.
+    """
+
+    name: str
+    index: int
+    is_final: bool
+    num_epochs: int
+
+
+class Method:
+    """How a model is trained to reason. Subclass it, say what differs from Coconut, and `register` the class.
+
+    Attributes:
+        name: By which recipes and the command line know it.
+        summary: One line for readers.
+        filler: Token in the place of removed reasoning; None for nothing. `<|latent|>` is fed by the thought before it,
+            `<|pause|>` by its own embedding.
+        has_stages: Whether stages follow one another, each of which may read earlier ones (`stage_mix`).
+        needs_steps: Whether there is nothing to learn where no problem has written steps.
+        keeps_modules: Whether the result keeps the method's own modules; else they serve in training alone.
+        shares_first_stage: Whether a stage that removes nothing is the same training as that of the other methods
+            that say so and that agree on having a filler: `cocot compare` then trains it once.
+    """
+
+    name: str = ""
+    summary: str = ""
+    filler: str | None = None
+    has_stages: bool = True
+    needs_steps: bool = True
+    keeps_modules: bool = False
+    shares_first_stage: bool = False
+
+    def stages(self, config: CurriculumConfig) -> list[Stage]:
+        """The stages of a run, in order: words, then one more step removed at each, then no words at all."""
+        later = [Stage(f"stage_{index}", index, False, epochs) for index, epochs in enumerate(config.stage_epochs, 1)]
+        first = Stage("stage_0", 0, False, config.num_first_epochs)
+        final = Stage("final", config.max_stage, True, config.final_epochs)
+        return [stage for stage in (first, *later, final) if stage.num_epochs > 0]
+
+    def steps_left(
+        self, steps: Sequence[Sequence[int]], index: int, config: CurriculumConfig, chance: Random
+    ) -> list[int]:
+        """The token ids of the written chain that a stage which is not final leaves.
+
+        Args:
+            steps: Token ids of each step.
+            index: The stage's.
+            config: The curriculum.
+            chance: The only source of chance to use.
+        """
+        return list(chain.from_iterable(steps[index:]))
+
+    def describe_left(self, stage: Stage, config: CurriculumConfig) -> str:
+        """What a stage leaves of the written chain, for the printed schedule."""
+        if stage.is_final:
+            return "none"
+        return f"all but {stage.index}" if stage.index else "all"
+
+    def num_thoughts(self, num_steps: int, index: int, config: CurriculumConfig) -> int:
+        """Thoughts (or pauses) of a problem with `num_steps` written steps at a stage."""
+        if self.filler is None:
+            return 0
+        return (index if config.pad_thoughts else min(index, num_steps)) * config.thoughts_per_step
+
+    def num_answer_thoughts(self, config: CurriculumConfig) -> int:
+        """Thoughts (or pauses) before an answer once training is over."""
+        return config.max_stage * config.thoughts_per_step if self.filler else 0
+
+    def modules(self, model: Any) -> nn.Module | None:
+        """Modules that are trained beside the model, made anew; afterwards they are `model.method_modules`.
+
+        Args:
+            model: The model, with thoughts; not to be changed.
+        """
+        return None
+
+    def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The terms of the loss of one batch, by name, each with its weight; their sum is minimised.
+
+        Args:
+            run: `run(**more)` is the model's forward pass over the batch, with further arguments of it such as
+                `edit_thought`; what it returns has the cross-entropy as `loss`, to be passed on as it is.
+            model: The model, to run further passes of it; its `method_modules` are those of `modules`.
+            batch: As `data.collator.collate` makes it, on the model's device.
+
+        Returns:
+            `cross_entropy` as `run` gives it, and any other terms: each a mean over the rows of this batch.
+        """
+        return {CROSS_ENTROPY: run().loss}
+
+    @property
+    def adds_to_training(self) -> bool:
+        """Whether the method trains with more than the model and the cross-entropy."""
+        return type(self).losses is not Method.losses or type(self).modules is not Method.modules
+
+
+class OneStage(Method):
+    """A method without a curriculum: all epochs in one stage, which leaves no written step."""
+
+    has_stages = False
+    needs_steps = False
+
+    def stages(self, config: CurriculumConfig) -> list[Stage]:
+        """The final stage alone."""
+        return [Stage("final", config.max_stage, True, config.num_epochs)]
+
+
+METHODS: Registry[Method] = Registry("method", "cocot.methods")
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def register(kind: MethodClass) -> MethodClass:
+    """Make a method known by its name; a decorator for its class.
+
+    Raises:
+        ConfigError: the class has no name, or another method has it.
+    """
+    if not kind.name:
+        raise ConfigError(f"the method {kind.__qualname__} has no name; set the attribute `name`.")
+    METHODS.register(kind())
+    return kind
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """How reasoning is replaced over the course of training.
+
+    Attributes:
+        method: Name of a method: cot, no_cot, icot, pause, coconut, coconut_no_curriculum, no_thought,
+            pause_as_thought, or one that was registered.
+        thoughts_per_step: Thoughts that replace one step (the paper's c).
+        max_stage: Last stage that removes one step more than the stage before it.
+        epochs_per_stage: Epochs of each of the stages 1 to max_stage; or a list of them, one a stage.
+        first_epochs: Epochs of stage 0, the chain of thought in words; null for as many as stage 1.
+        final_epochs: Epochs of the final stage, which keeps no text steps; 0 for no such stage.
+        pad_thoughts: Whether a problem with fewer steps than the stage still gets all the stage's thoughts.
+        stage_mix: Probability that an example is encoded at an earlier stage, drawn uniformly.
+        advance_at: Validation accuracy at which a stage ends early; the epochs it leaves go to the last stage, so every
+            method sees the same number of problems. null: stages end by epochs alone.
+        start_marker: Whether `<|start-latent|>` stands before the thoughts. A very small model learns sooner when
+            the first thought follows the last token of the question directly.
+        icot_tokens_per_stage: Tokens that each stage of icot removes.
+        icot_smoothing: icot removes o further tokens with probability proportional to exp(-icot_smoothing * o).
+    """
+
+    method: str = "coconut"
+    thoughts_per_step: int = number(1, low=1, high=_MOST)
+    max_stage: int = number(6, low=0, high=10_000)
+    epochs_per_stage: int | list[int] = number(5, low=1, high=_MOST)
+    first_epochs: int | None = number(None, low=0, high=_MOST)
+    final_epochs: int = number(0, low=0, high=_MOST)
+    pad_thoughts: bool = True
+    stage_mix: float = number(0.0, low=0, high=1)
+    advance_at: float | None = number(None, low=0, high=1)
+    start_marker: bool = True
+    icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
+    icot_smoothing: float = number(4.0, above=0, high=1e12)
+
+    def __post_init__(self) -> None:
+        method = METHODS[self.method]
+        check_numbers(self, "curriculum")
+        if len(self.stage_epochs) != self.max_stage:
+            raise ConfigError(
+                f"curriculum.epochs_per_stage is {self.epochs_per_stage}; it must be a whole number, or a list of "
+                f"{self.max_stage} of them, one for each of the stages 1 to max_stage."
+            )
+        if not any(stage.num_epochs for stage in method.stages(self)):
+            raise ConfigError("the curriculum has no epochs; set max_stage, first_epochs or final_epochs above 0.")
+
+    @property
+    def chosen(self) -> Method:
+        """The method itself."""
+        return METHODS[self.method]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of a run, in order."""
+        return self.chosen.stages(self)
+
+    @property
+    def stage_epochs(self) -> list[int]:
+        """Epochs of the stages 1 to max_stage."""
+        epochs = self.epochs_per_stage
+        return epochs if isinstance(epochs, list) else [epochs] * self.max_stage
+
+    @property
+    def num_first_epochs(self) -> int:
+        """Epochs of stage 0."""
+        return next(iter(self.stage_epochs), 1) if self.first_epochs is None else self.first_epochs
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all stages: as many for every method."""
+        return self.num_first_epochs + sum(self.stage_epochs) + self.final_epochs
+
+    @property
+    def num_thoughts(self) -> int:
+        """Thoughts (or pauses) before the answer once training is over."""
+        return self.chosen.num_answer_thoughts(self)
