@@ -23,7 +23,7 @@ demo: .venv/ready
 	$(BIN)/cocot probe runs/demo/coconut --layers 3 --show 0
 	$(BIN)/cocot report runs/demo
 
-# the small model that comes with cocot, made anew
+# the small model that comes with cocot, made again
 model: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/cocot train demo --out runs/shipped
 	mkdir -p src/cocot/assets/prosqa-small
@@ -64,7 +64,7 @@ models: .venv/ready
 bench: .venv/ready
 	$(BIN)/cocot bench
 
-# on a CPU, in miniature: make gpu DEVICE=cpu ARGS='--train.device cpu --model.init.layers 2 --model.init.width 64 ...'
+# on a CPU, in a pilot run: make gpu DEVICE=cpu ARGS='--train.device cpu --model.init.layers 2 --model.init.width 64 ...'
 PIECE ?= 570
 DEVICE ?= cuda
 ARGS ?=

@@ -3,7 +3,7 @@
     python tests/every_model.py            # the page, to standard output
 
 A class is *equal* when logits alone and padded, the loss of a padded batch, all gradients, and greedy generation are
-those of the oracle: one row, no padding, no cache, all columns anew for every thought. It is *refused* when
+those of the oracle: one row, no padding, no cache, all columns again for every thought. It is *refused* when
 `give_thoughts` says why in a ModelError. Nothing else is right.
 """
 
@@ -165,8 +165,8 @@ PAGE = """# Model classes
 Made by `make models` with transformers {version}; do not edit. Every class of transformers' causal-LM mapping, small
 and with random weights, against the definition: logits alone and in a padded batch, the loss, all gradients, and greedy
 generation. *Difference* is the largest of these, relative to the largest entry. *Training* and *inference* say how the
-passes of a sequence with thoughts run: `shared` is the fast path, `cached` goes on from the cache of the passes before,
-and `recomputed` reads everything before a thought anew, which takes time but is right where a cache cannot be continued
+passes of a sequence with thoughts run: `shared` is the fast path, `cached` continues the cache of the passes before,
+and `recomputed` reads everything before a thought again, which takes time but is right where a cache cannot be continued
 or not be differentiated. A refused class gets a `ModelError` with the reason, before anything is trained.
 
 {equal} of {total} types are equal, {refused} are refused, {absent} were not built.

@@ -58,7 +58,7 @@ def gradients(model):
 
 
 def greedy(model, ids, latent_id, eos_id, banned, max_new_tokens):
-    """The tokens that follow one prompt: the likeliest each time, everything computed anew for each."""
+    """The tokens that follow one prompt: the likeliest each time, everything computed again for each."""
     written = []
     while len(written) < max_new_tokens and (not written or written[-1] != eos_id):
         with torch.no_grad():

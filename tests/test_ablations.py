@@ -1,4 +1,4 @@
-"""Promises of the controls: what is fed is what each says, and nothing else differs."""
+"""Tests of the ablations: what is fed is what each says, and nothing else differs."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, DataError
 from cocot.evaluation import ablations
-from cocot.evaluation.ablations import AS_TRAINED, CONTROLS, run_controls
+from cocot.evaluation.ablations import ABLATIONS, AS_TRAINED, run_ablations
 from cocot.evaluation.evaluate import evaluate
 from cocot.methods.tokens import PAUSE
 from cocot.modeling.generation import answer
@@ -42,7 +42,7 @@ def fed(monkeypatch):
     seen = {}
 
     def spy(model, tokenizer, task, problems, **settings):
-        edit, calls = settings.pop("edit_thought", None), []
+        edit, calls = settings.pop("thought_hook", None), []
         seen[len(seen)] = calls
 
         def noted(rows, number, thought):
@@ -50,7 +50,7 @@ def fed(monkeypatch):
             calls.extend((row, number, value[0].clone()) for row, value in zip(rows, result, strict=True))
             return result
 
-        return evaluate(model, tokenizer, task, problems, edit_thought=edit and noted, **settings)
+        return evaluate(model, tokenizer, task, problems, thought_hook=edit and noted, **settings)
 
     monkeypatch.setattr(ablations, "evaluate", spy)
     return seen
@@ -68,8 +68,8 @@ def table(calls):
 def test_what_is_fed_is_what_the_control_says(fed):
     """Zeros; the same length in another direction; another problem's; the mean: for every thought of every problem."""
     model, problems = make_trained(), PROBLEMS[:10]
-    results = dict(run_controls(model, TOKENIZER, TASK, problems, **SETTINGS))
-    assert list(results) == [AS_TRAINED, *CONTROLS, "k=0", "k=1", "k=2"]
+    results = dict(run_ablations(model, TOKENIZER, TASK, problems, **SETTINGS))
+    assert list(results) == [AS_TRAINED, *ABLATIONS, "k=0", "k=1", "k=2"]
     own, zeros, noise, shuffled, mean = (table(fed[index]) for index in range(5))
     assert own.shape[0] == 10
     assert not zeros.any()
@@ -83,21 +83,21 @@ def test_what_is_fed_is_what_the_control_says(fed):
 def test_each_problem_keeps_its_own_record():
     """As trained is plain evaluation; fewer thoughts are plain evaluation with fewer; others change what is said."""
     model, problems = make_trained(), PROBLEMS[:10]
-    results = {name: outputs(records) for name, records in run_controls(model, TOKENIZER, TASK, problems, **SETTINGS)}
+    results = {name: outputs(records) for name, records in run_ablations(model, TOKENIZER, TASK, problems, **SETTINGS)}
     assert results[AS_TRAINED] == outputs(evaluate(model, TOKENIZER, TASK, problems, **SETTINGS))
     for count in range(3):
         plain = outputs(evaluate(model, TOKENIZER, TASK, problems, num_thoughts=count, **SETTINGS))
         assert results[f"k={count}"] == plain
-    assert all(results[name] != results[AS_TRAINED] for name in CONTROLS)
-    assert all(record.num_thoughts == 3 for name in CONTROLS for record in results[name])
+    assert all(results[name] != results[AS_TRAINED] for name in ABLATIONS)
+    assert all(record.num_thoughts == 3 for name in ABLATIONS for record in results[name])
 
 
 def test_its_own_thoughts_change_nothing(monkeypatch):
     """A control that gives every problem its own thoughts back is the undisturbed run, in batches of any size."""
-    monkeypatch.setattr(ablations, "CONTROLS", {"own": lambda thoughts: thoughts})
+    monkeypatch.setattr(ablations, "ABLATIONS", {"own": lambda thoughts: thoughts})
     for batch_size in (3, 10):
         settings = {**SETTINGS, "batch_size": batch_size}
-        results = dict(run_controls(make_trained(), TOKENIZER, TASK, PROBLEMS[:10], **settings))
+        results = dict(run_ablations(make_trained(), TOKENIZER, TASK, PROBLEMS[:10], **settings))
         assert outputs(results["own"]) == outputs(results[AS_TRAINED])
 
 
@@ -105,7 +105,7 @@ def test_equal_problems_have_equal_thoughts():
     """Where all problems are the same, another's thoughts and the mean thought are one's own."""
     changed = []
     for problem in PROBLEMS[:5]:
-        found = run_controls(make_trained(), TOKENIZER, TASK, [problem] * 4, **SETTINGS)
+        found = run_ablations(make_trained(), TOKENIZER, TASK, [problem] * 4, **SETTINGS)
         results = {name: outputs(records) for name, records in found}
         assert results["shuffled"] == results[AS_TRAINED]
         assert results["mean"] == results[AS_TRAINED]
@@ -126,7 +126,7 @@ def test_an_edited_thought_is_what_the_model_reads():
     embeds = model.get_input_embeddings()(ids).detach().clone()
     embeds[ids == LATENT_ID] = values
     with torch.no_grad():
-        got = model(ids, edit_thought=edit).logits
+        got = model(ids, thought_hook=edit).logits
         expected = model.get_output_embeddings()(model.get_decoder()(inputs_embeds=embeds).last_hidden_state)
         assert error(got, expected) < TOLERANCE
         assert error(model(ids).logits, expected) > 1000 * TOLERANCE
@@ -142,12 +142,12 @@ def test_edits_know_their_questions():
         return thought
 
     questions = [problem.question for problem in PROBLEMS[:7]] + [PROBLEMS[0].question[8:]]
-    answer(model, TOKENIZER, questions, 2, 1, 3, edit_thought=edit)
+    answer(model, TOKENIZER, questions, 2, 1, 3, thought_hook=edit)
     assert set(seen) == {(row, number) for row in range(8) for number in (1, 2)}
     together = dict(seen)
     for index, question in enumerate(questions):
         seen.clear()
-        answer(model, TOKENIZER, [question], 2, 1, edit_thought=edit)
+        answer(model, TOKENIZER, [question], 2, 1, thought_hook=edit)
         for number in (1, 2):
             assert error(together[index, number], seen[0, number]) < TOLERANCE
 
@@ -157,10 +157,10 @@ def test_models_without_thoughts_are_refused(num_thoughts, filler):
     """Pauses and words have no thoughts to replace."""
     model = make_trained(num_thoughts, filler)
     with pytest.raises(ConfigError, match="this model was not trained to have any"):
-        next(run_controls(model, TOKENIZER, TASK, PROBLEMS[:4]))
+        next(run_ablations(model, TOKENIZER, TASK, PROBLEMS[:4]))
 
 
 def test_one_problem_is_refused():
     """It would get its own thoughts for another's."""
     with pytest.raises(DataError, match="at least two problems"):
-        next(run_controls(make_trained(), TOKENIZER, TASK, PROBLEMS[:1]))
+        next(run_ablations(make_trained(), TOKENIZER, TASK, PROBLEMS[:1]))

@@ -1,4 +1,4 @@
-"""Promises of `batching`: end-aligned batches, and epochs that depend on the seed and their number alone."""
+"""Tests of `batching`: end-aligned batches, and epochs that depend on the seed and their number alone."""
 
 import random
 from dataclasses import replace
@@ -236,7 +236,7 @@ def test_fewer_problems_than_a_batch_are_no_batch():
 
 
 def test_an_epoch_may_have_problems_of_its_own():
-    """Problems that change from epoch to epoch are read anew."""
+    """Problems that change from epoch to epoch are read again."""
     data = make_data(problems=lambda epoch: PROBLEMS[epoch * 4 : epoch * 4 + 4], stage=STAGES[0])
     for epoch in (0, 2, 0):
         expected = [ENCODER(tokenize(problem, TOKENIZER), STAGES[0], random.Random(0)) for problem in

@@ -1,4 +1,4 @@
-"""Promises of `bench`: what is counted is what is there, and the command prints a table and one JSON document."""
+"""Tests of `bench`: what is counted is what is there, and the command prints a table and one JSON document."""
 
 import gc
 import json
@@ -47,7 +47,7 @@ def test_live_bytes_are_those_of_new_storages():
 
 
 def test_bytes_kept_for_backward_are_what_autograd_saves():
-    """A chain of squares keeps every input of a square, by paper and pencil."""
+    """A chain of squares keeps every input of a square, computed analytically."""
     start = torch.ones(1000, requires_grad=True)
 
     def forward():

@@ -1,4 +1,4 @@
-"""Promises of the command line: every command does its work, every slip is one line and exit code 2."""
+"""Tests of the command line: every command does its work, every slip is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_data_makes_problems_with_their_shortcut(tmp_path: Path, capsys: pytest.
     made = ProsQA().generate(7, seed=5, mode="balanced", rendering="symbolic", layers=2, width=1)
     assert read_problems(tmp_path / "p.jsonl") == made
     statistics = dict(line.split() for line in out.splitlines()[:-1])
-    assert float(statistics["shortcut"]) == pytest.approx(ProsQA().report(made)["shortcut"], abs=1e-3)
+    assert float(statistics["shortcut"]) == pytest.approx(ProsQA().statistics(made)["shortcut"], abs=1e-3)
     assert out.splitlines()[-1] == f"7 problems: {tmp_path / 'p.jsonl'}"
 
 
@@ -165,7 +165,7 @@ def test_eval_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Capt
 def test_a_run_is_asked_its_own_problems(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], settings: dict[str, Any]
 ) -> None:
-    """Problems for a run folder are of the law it was validated on; one setting changes one; a mode begins anew."""
+    """Problems for a run folder are of the law it was validated on; one setting changes one; a mode begins again."""
     command = ["eval", trained, "--out", tmp_path / "e.jsonl", "--count", 3, "--seed", 1, "--max-new-tokens", 5, *words]
     code, _, _ = run(command, capsys)
     assert code == 0
@@ -183,10 +183,12 @@ def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Cap
     problems = ProsQA().generate(6, seed=1, mode="balanced", rendering="symbolic", layers=2, width=1)
     assert search.problems == problems
     lines = out.splitlines()
-    answers, masses, categories = (lines[start : start + 4] for start in (0, 5, 10))
+    answers, probability_mass, categories = (lines[start : start + 4] for start in (0, 5, 10))
     assert [row.split()[0] for row in answers] == ["Answers", "thoughts", "0", "1"]
     assert float(answers[2].split()[1].rstrip("%")) == pytest.approx(100 * search.correct[0].mean(), abs=0.06)
-    assert float(masses[2].split()[1]) == pytest.approx(search.masses(0)["frontier"].mean(), abs=1e-3)
+    assert float(probability_mass[2].split()[1]) == pytest.approx(
+        search.probability_mass(0)["frontier"].mean(), abs=1e-3
+    )
     assert categories[1].split()[:3] == ["thoughts", "correct", "path"]
     assert sum(float(share.rstrip("%")) for share in categories[2].split()[1:]) == pytest.approx(100, abs=0.5)
     assert f"problem 5: {problems[5].question}"[:60] in out
@@ -200,9 +202,9 @@ def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Cap
         assert (code, message in err) == (2, True), err
 
 
-def test_eval_with_controls(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`cocot eval --controls`: a row and a file of records a control, and the shortcut below."""
-    command = ["eval", trained, "--controls", "--count", 4, "--max-new-tokens", 5, *SMALL]
+def test_eval_with_ablations(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`cocot eval --ablations`: a row and a file of predictions an ablation, and the shortcut below."""
+    command = ["eval", trained, "--ablations", "--count", 4, "--max-new-tokens", 5, *SMALL]
     code, out, _ = run([*command, "--out", tmp_path / "e.jsonl"], capsys)
     assert code == 0
     names = ["as trained", "zeros", "noise", "shuffled", "mean", "k=0"]
@@ -257,7 +259,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "unwritable data": (["data", "prosqa", "--out", "{bad}/p.jsonl", "--count", "1"], "bad.jsonl"),
     "no such model": (["eval", "{tmp}/none"], "cannot load a model"),
     "no such file": (["eval", "{trained}", "--data", "{tmp}/none.jsonl"], "cannot read problems"),
-    "controls and thoughts": (["eval", "{trained}", "--controls", "--thoughts", "1"], "leave --thoughts out"),
+    "ablations and thoughts": (["eval", "{trained}", "--ablations", "--thoughts", "1"], "leave --thoughts out"),
     "unknown task": (["eval", "{trained}", "--task", "chess"], "unknown task 'chess'"),
     "unknown mode": (["data", "prosqa", "--out", "{tmp}/x.jsonl", "--mode", "relased"], "did you mean 'released'"),
     "unknown word": (["ask", "{trained}", "who knows ?"], "['who', 'knows']"),

@@ -1,4 +1,4 @@
-"""Promises of `cocot compare`: equal training, the same questions, one table; stopped, it goes on."""
+"""Tests of `cocot compare`: equal training, the same questions, one table; stopped, it goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runs_support import TINY_INIT, environment, tiny_config, weights, write_rec
 from cocot.cli import main
 from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.compare import _tests, fresh_problems
-from cocot.experiments.study import Study, arms, read_study, shipped_studies
+from cocot.experiments.study import Study, read_study, shipped_studies, trials
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
 from cocot.training.checkpoints import complete_checkpoints
@@ -168,13 +168,13 @@ STUDIES = [(name, scale) for name, scales in shipped_studies().items() for scale
 def test_a_users_file_is_asked_beside_the_studys_own_sets(study: tuple[str, str] | None, tmp_path: Path) -> None:
     """Under a name of its own, be the file called like one of the study's sets: no set takes the place of another."""
     table = read_study(*study) if study else Study("demo", {"curriculum.method": ["cot"]})
-    (arm, *_) = arms(table, [])
+    (trial, *_) = trials(table, [])
     own = Problem("1 2 ; ? 2 1 1", (), "2")
-    if arm.config.data.train:  # a data set of the Hub
+    if trial.config.data.train:  # a data set of the Hub
         return
     for name in (*table.tests, "validation", "mine"):
         write_problems(tmp_path / f"{name}.jsonl", [own])
-        tests = _tests(replace(table, num_problems=3), arm, 0, tmp_path / "out", tmp_path / f"{name}.jsonl")
+        tests = _tests(replace(table, num_problems=3), trial, 0, tmp_path / "out", tmp_path / f"{name}.jsonl")
         assert [problems for _, problems in tests.values()].count([own]) == 1
         assert len(tests) == len(table.tests) + 1
         assert set(table.tests) < set(tests)
@@ -189,7 +189,7 @@ def test_a_run_that_learns_from_a_file_is_not_asked_another_tasks_problems(tmp_p
     config = tiny_config(data={"train": str(tmp_path / "mine.jsonl"), "fresh": False})
     recipe = write_recipe(tmp_path / "mine.yaml", config)
     study = Study(str(recipe), {"curriculum.method": ["cot"]})
-    (arm,) = arms(study, [])
-    tests = _tests(study, arm, 0, tmp_path, None)
+    (trial,) = trials(study, [])
+    tests = _tests(study, trial, 0, tmp_path, None)
     assert list(tests) == ["validation"]
     assert tests["validation"][1] == problems_of_files(config)[1]

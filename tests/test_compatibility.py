@@ -1,4 +1,4 @@
-"""Promises of the guard: a transformers that changed what cocot changes in it is found before a run begins."""
+"""Tests of the guard: a transformers that changed what cocot changes in it is found before a run begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of recipes: shipped ones load, a slip is answered with the nearest name, every field is explained."""
+"""Tests of recipes: shipped ones load, a slip is answered with the nearest name, every field is explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of decoding: what decodes is what cocot says; what a folder adds is named, and acts only where asked for."""
+"""Tests of decoding: what decodes is what cocot says; what a folder adds is named, and acts only where asked for."""
 
 from __future__ import annotations
 

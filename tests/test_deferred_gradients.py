@@ -1,4 +1,4 @@
-"""Promises of `deferred`: products and layers as they are without it, every gradient counted exactly once."""
+"""Tests of `deferred`: products and layers as they are without it, every gradient counted exactly once."""
 
 import gc
 import weakref
@@ -264,14 +264,14 @@ def test_a_second_derivative_is_refused():
 # Weights
 
 
-def run(layers, calls, surround, dtype=None):
-    """Outputs of `calls` of all layers, each in what `surround(number)` gives, and the gradients of their loss.
+def run(layers, calls, pass_context, dtype=None):
+    """Outputs of `calls` of all layers, each in what `pass_context(number)` gives, and the gradients of their loss.
 
     With a `dtype`, the forward pass runs under autocast to it.
     """
     outputs = []
     for number, rows in enumerate(calls):
-        with torch.autocast("cpu", dtype, enabled=dtype is not None), surround(number):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None), pass_context(number):
             outputs += [layer(rows) for layer in layers]
     parameters = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
     sum(loss_of(output, 1.0 + number) for number, output in enumerate(outputs)).backward()
@@ -312,7 +312,7 @@ def test_layers_are_what_they_were(inside):
         assert max(map(error, values, true_values)) < TOLERANCE
 
 
-def count_products(layers, calls, surround):
+def count_products(layers, calls, pass_context):
     """How many matrix products make the gradients of the layers' weights in `run`."""
     counted = []
 
@@ -324,7 +324,7 @@ def count_products(layers, calls, surround):
             return output
 
     with Count():
-        run(layers, calls, surround)
+        run(layers, calls, pass_context)
     return sum(set(shape) == {INNER, OUTER} for shape in counted)
 
 
@@ -389,8 +389,8 @@ def test_a_computed_weight_is_computed_each_time():
     """A weight that is made for one call is not taken for another, though it may lie where the last one did."""
     leaf, rows = (tensor.detach().float().requires_grad_() for tensor in (draw(OUTER, INNER), draw(2, INNER, seed=1)))
     results = []
-    for surround in (_Plain(), DeferredWeights()):
-        with torch.autocast("cpu", torch.bfloat16), surround:
+    for pass_context in (_Plain(), DeferredWeights()):
+        with torch.autocast("cpu", torch.bfloat16), pass_context:
             products = [nn.functional.linear(rows, leaf * factor) for factor in range(1, 6)]
         results.append([*products, *torch.autograd.grad(sum(map(loss_of, products)), [leaf, rows])])
     assert all(map(torch.equal, *results))
@@ -431,8 +431,8 @@ def test_weights_changed_before_backward_are_noticed(name):
     """A weight changed in place between forward and backward is an error, as it is without the mode."""
     torch.manual_seed(0)
     layer, rows = LAYERS[name]().double(), draw(2, INNER)
-    for surround in (_Plain(), DeferredWeights()):
-        with surround:
+    for pass_context in (_Plain(), DeferredWeights()):
+        with pass_context:
             loss = layer(rows).pow(2).sum()
         with torch.no_grad():
             layer.weight.add_(1)

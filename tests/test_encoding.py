@@ -1,4 +1,4 @@
-"""Promises of text and token ids: what is written in data is text, for every kind of tokenizer, and comes back."""
+"""Tests of text and token ids: what is written in data is text, for every kind of tokenizer, and comes back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of evaluation: honest intervals, one record a problem in the order of the problems, means that add up."""
+"""Tests of evaluation: honest intervals, one record a problem in the order of the problems, means that add up."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from runs_support import TINY_INIT
 
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
-from cocot.evaluation.evaluate import Record, evaluate, longest_answer, read_records, summarise, write_records
+from cocot.evaluation.evaluate import (
+    Prediction,
+    compute_metrics,
+    evaluate,
+    longest_answer,
+    read_predictions,
+    write_predictions,
+)
 from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
 from cocot.tasks.prosqa import ProsQA
 
-RECORD = Record("q", "a", "a", "### a", True, 5, 2, True, 0.5)
+RECORD = Prediction("q", "a", "a", "### a", True, 5, 2, True, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -63,26 +70,26 @@ def test_mcnemar_of_many_problems() -> None:
 def test_a_summary_counts_and_averages() -> None:
     """Accuracy, means of tokens and seconds, the count; an incomplete answer counts by what it says."""
     records = [RECORD, replace(RECORD, is_correct=False, num_tokens=8, seconds=1.5), RECORD, RECORD]
-    summary = summarise(records)
+    summary = compute_metrics(records)
     assert (summary.accuracy, summary.tokens, summary.seconds_per_question, summary.problems) == (0.75, 5.75, 0.75, 4)
     assert (summary.low, summary.high) == wilson_interval(3, 4)
     assert summary.cut == 0
-    assert summarise([RECORD, replace(RECORD, is_complete=False)]).cut == 1
+    assert compute_metrics([RECORD, replace(RECORD, is_complete=False)]).cut == 1
 
 
 def test_records_are_lines_that_read_back(tmp_path: Path) -> None:
     """One JSON object a line, letters as they are; a second call replaces the file."""
     path = tmp_path / "new" / "eval.jsonl"
     strange = replace(RECORD, question="Zoë\nor not?")
-    write_records(path, [RECORD])
-    write_records(path, [strange, RECORD])
+    write_predictions(path, [RECORD])
+    write_predictions(path, [strange, RECORD])
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert read_records(path) == [strange, RECORD]
+    assert read_predictions(path) == [strange, RECORD]
     assert "Zoë" in lines[0]
     for damage in (lines[0].replace("num_tokens", "tokens"), lines[0][:-20]):
         path.write_text(damage, encoding="utf-8")
         with pytest.raises(RunError, match=r"does not hold records as this version writes them .* remove it"):
-            read_records(path)
+            read_predictions(path)
 
 
 class Exact:
@@ -96,7 +103,7 @@ class Exact:
     def is_correct(self, problem: Problem, text: str) -> bool:
         return text == problem.answer
 
-    def report(self, problems: list[Problem]) -> dict[str, float]:
+    def statistics(self, problems: list[Problem]) -> dict[str, float]:
         return {}
 
 

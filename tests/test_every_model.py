@@ -70,8 +70,8 @@ def test_a_wrong_recurrence_is_seen(monkeypatch):
     """The check would notice a thought whose entries are off by a hundredth."""
     import cocot.modeling.latent_model
 
-    def shifted(*args, edit_thought=None, **kwargs):
-        return think(*args, edit_thought=lambda number, thought: thought + 0.01, **kwargs)
+    def shifted(*args, thought_hook=None, **kwargs):
+        return think(*args, thought_hook=lambda number, thought: thought + 0.01, **kwargs)
 
     think = cocot.modeling.latent_model.think
     monkeypatch.setattr(cocot.modeling.latent_model, "think", shifted)

@@ -1,4 +1,4 @@
-"""Promises of an exported folder: it thinks without cocot, as cocot does; its template and card say what is true."""
+"""Tests of an exported folder: it thinks without cocot, as cocot does; its template and card say what is true."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from transformers.utils.generic import find_labels
 import cocot
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import CocotError, ConfigError, DataError, ModelError, RunError
-from cocot.evaluation.evaluate import read_records
+from cocot.evaluation.evaluate import read_predictions
 from cocot.modeling.config import LoraSettings
 from cocot.modeling.custom_generate import generate
 from cocot.serving.export import export
-from cocot.system.manifest import seal
+from cocot.system.manifest import write_manifest
 from cocot.tasks import get as get_task
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.gsm8k import GSM8k
@@ -156,7 +156,7 @@ _THOUGHTS = {"latent_id": LATENT_ID, "filler": "<|latent|>", "num_thoughts": 2, 
     ],
 )
 def test_thought_settings_that_cannot_be_used_are_refused(folder, settings):
-    """A config whose `thoughts` are damaged or another version's gives one line: no answer lacks its thoughts."""
+    """A config whose `thoughts` are corrupted or another version's gives one line: no answer lacks its thoughts."""
     change_json(folder / "config.json", thoughts=settings)
     message = complaint(folder)
     assert message
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_the_user_copied_is_neither_read_nor_removed(tmp_path,
     for folder in ("checkpoint-4", "checkpoint-8", "checkpoint-12", name):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").write_bytes(b"x")
-        seal(tmp_path / folder)
+        write_manifest(tmp_path / folder)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
     prune_checkpoints(tmp_path / "checkpoint-12", keep=2)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", "checkpoint-12", name}
@@ -465,7 +465,7 @@ def test_damaged_records_are_one_line(tmp_path, content):
     """A file of answers that holds anything else is named, whatever it holds."""
     (tmp_path / "eval.jsonl").write_text(content)
     with pytest.raises(RunError, match="does not hold records"):
-        read_records(tmp_path / "eval.jsonl")
+        read_predictions(tmp_path / "eval.jsonl")
 
 
 # Embeddings beside token ids

@@ -1,4 +1,4 @@
-"""Promises of problem files: both formats are read whole or refused with file and line; writing is all or nothing."""
+"""Tests of problem files: both formats are read whole or refused with file and line; writing is all or nothing."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_gzipped_files_of_both_formats_are_read(tmp_path: Path, text: str) -> No
         ('{"question": "q", "answer": "a", "steps": ["one", ""]}', ":1:", "'steps' must be a list of non-empty texts"),
         (f"[{GOOD},\n {GOOD}\n {GOOD}]", ":3:", "malformed JSON"),
         (f'[{GOOD}, {{"question": "q"}}]', ", item 2:", "field 'answer' is missing"),
-        (json.dumps({**ORIGINAL, "edges": [[0]]}), ":1:", "the graph is damaged"),
-        (json.dumps({k: v for k, v in ORIGINAL.items() if k != "neg_target"}), ":1:", "the graph is damaged"),
+        (json.dumps({**ORIGINAL, "edges": [[0]]}), ":1:", "the graph is corrupted"),
+        (json.dumps({k: v for k, v in ORIGINAL.items() if k != "neg_target"}), ":1:", "the graph is corrupted"),
         (f"q||#### 2\nq|#### 2\n{GOOD}", ":2:", "not of the form 'question||<<step>> <<step>> #### answer'"),
         ("|| <<1+1=2>> #### 2", ":1:", "field 'question' is missing, empty"),
         ("q||<<1+1=2>> #### ", ":1:", "field 'answer' is missing, empty"),

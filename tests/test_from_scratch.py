@@ -1,4 +1,4 @@
-"""Promises of tokenizers and models from nothing: one token a word, or a digit; text comes back as it was."""
+"""Tests of tokenizers and models from nothing: one token a word, or a digit; text comes back as it was."""
 
 import re
 

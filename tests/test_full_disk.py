@@ -1,4 +1,4 @@
-"""Promises of writing: a disk that is full is one line, nothing old is lost, and the same command resumes with room.
+"""Tests of writing: a disk that is full is one line, nothing old is lost, and the same command resumes with room.
 
 The disk is a real one, of 8 MiB in memory; it takes the right to mount. What is left free grows from nothing until the
 command succeeds, so that the failure falls on every file that the command writes.
@@ -17,7 +17,7 @@ import pytest
 from runs_support import cocot, tiny_config, write_recipe
 
 from cocot.cli import main
-from cocot.evaluation.evaluate import read_records
+from cocot.evaluation.evaluate import read_predictions
 from cocot.interpret.search_tree import Search
 from cocot.tasks.files import read_problems
 from cocot.training.run import train
@@ -77,7 +77,7 @@ def one_line(err: str) -> str:
     ("command", "out"),
     [
         (["eval", "{trained}", "-n", "200", "--max-new-tokens", "4", "--out", "{disk}/e.jsonl", *SMALL], "e.jsonl"),
-        (["eval", "{trained}", "--controls", "-n", "60", "--max-new-tokens", "4", "--out", "{disk}/c.jsonl"], "c."),
+        (["eval", "{trained}", "--ablations", "-n", "60", "--max-new-tokens", "4", "--out", "{disk}/c.jsonl"], "c."),
         (["probe", "{trained}", "-n", "60", "--max-new-tokens", "4", "--out", "{disk}/search", *SMALL], "search"),
         (["report", "{trained}", "--out", "{disk}/report.html"], "report.html"),
         (["export", "{trained}", "{disk}/exported"], "exported"),
@@ -106,7 +106,7 @@ def test_a_full_disk_loses_nothing_of_the_old(
         num_failed += 1
         assert code == 2
         assert f"could not write {disk}/{out}" in one_line(err)
-        if "--controls" not in words:  # a file each: those that had room are new
+        if "--ablations" not in words:  # a file each: those that had room are new
             assert contents(disk) == before
         assert {name: len(content) for name, content in contents(disk).items()} == sizes
     leave(disk, None)
@@ -114,7 +114,7 @@ def test_a_full_disk_loses_nothing_of_the_old(
     assert num_failed > 1
     assert all(path.name.startswith(out) for path in disk.iterdir())
     if out == "e.jsonl":
-        assert len(read_records(disk / out)) == 200
+        assert len(read_predictions(disk / out)) == 200
     if out == "search":
         assert len(Search.read(disk / out).problems) == 60
     if out == "d.jsonl":

@@ -104,7 +104,7 @@ def use(problem: Problem) -> None:
         task = tasks.get(name)
         assert isinstance(task.is_correct(problem, problem.answer), bool)
         with suppress(CocotError):
-            task.report([problem])
+            task.statistics([problem])
     if problem.graph is not None:
         with suppress(CocotError):
             assert len(depths(problem.graph)) == len(problem.graph.symbols) == len(leads_to(problem.graph, 0))

@@ -1,4 +1,4 @@
-"""Promises of `generation`: what the definition would write, whatever the cache, the batch or the way of choosing."""
+"""Tests of `generation`: what the definition would write, whatever the cache, the batch or the way of choosing."""
 
 import random
 from functools import cache, partial
@@ -57,7 +57,7 @@ def raise_end(model):
 
 @cache
 def written_by_definition(name, num_thoughts):
-    """What the oracle writes to each question, computing everything anew for each token."""
+    """What the oracle writes to each question, computing everything again for each token."""
     prompts = [prompt_of(question, num_thoughts) for question in make_questions()]
     return [reference.greedy(bare(name), ids, LATENT_ID, EOS, BANNED, MAX_NEW) for ids in prompts]
 
@@ -144,8 +144,8 @@ def test_beams_are_the_definitions(name):
     """Beams are the same with the cache and without; their scores are the oracle's; the best one is no worse."""
     settings = {"num_beams": 3, "num_return_sequences": 3, "do_sample": False, "return_dict_in_generate": True}
     ids, cached = generate(name, output_scores=True, **settings)
-    _, anew = generate(name, output_scores=True, use_cache=False, **settings)
-    assert torch.equal(cached.sequences, anew.sequences)
+    _, again = generate(name, output_scores=True, use_cache=False, **settings)
+    assert torch.equal(cached.sequences, again.sequences)
     for tokens, score in zip(cached.sequences[:, len(ids) :].tolist(), cached.sequences_scores.tolist(), strict=True):
         written = tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
         expected = reference.log_probability(bare(name), ids, written, LATENT_ID) / len(written)

@@ -1,4 +1,4 @@
-"""Promises of GGUF files: their weights and their tokenizer are read, and what is saved is an ordinary folder."""
+"""Tests of GGUF files: their weights and their tokenizer are read, and what is saved is an ordinary folder."""
 
 from __future__ import annotations
 

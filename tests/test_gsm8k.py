@@ -1,4 +1,4 @@
-"""Promises of the GSM8k task: published files read as they are, numbers graded as numbers, gsm-mini adds up."""
+"""Tests of the GSM8k task: published files read as they are, numbers graded as numbers, gsm-mini adds up."""
 
 import doctest
 import os
@@ -187,8 +187,8 @@ def test_stories_are_many():
 
 
 def test_no_shortcut_goes_far():
-    """Rules that do not reckon are right on fewer than one in ten."""
-    report = TASK.report(made(3000))
+    """Rules that do not compute are right on fewer than one in ten."""
+    report = TASK.statistics(made(3000))
     assert report["last_step_is_answer"] == 1
     assert max(report["shortcut_last_number"], report["shortcut_sum_of_numbers"]) < 0.1
 
@@ -224,9 +224,9 @@ def test_bad_settings_are_explained(case):
 def test_reports_refuse_other_problems():
     """An answer that is no number, or no problems at all."""
     with pytest.raises(DataError, match="0 problems"):
-        TASK.report([])
+        TASK.statistics([])
     with pytest.raises(DataError, match=r"problem 1 .* no number for an answer"):
-        TASK.report([*made(1), Problem("q", (), "many")])
+        TASK.statistics([*made(1), Problem("q", (), "many")])
 
 
 def test_the_example_of_the_module_runs():

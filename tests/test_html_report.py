@@ -1,4 +1,4 @@
-"""Promises of the page: one file that opens offline, shows what the data say, and treats odd text as text."""
+"""Tests of the page: one file that opens offline, shows what the data say, and treats odd text as text."""
 
 from __future__ import annotations
 

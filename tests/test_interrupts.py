@@ -1,4 +1,4 @@
-"""Promises of interrupts: whatever the command and the moment, one line, the signal's exit code, and nothing lost.
+"""Tests of interrupts: whatever the command and the moment, one line, the signal's exit code, and nothing lost.
 
 `benchmarks/kills.py` does the same at random moments, as often as one likes.
 """

@@ -1,4 +1,4 @@
-"""Promises of `model`: the bare model where nothing is thought, a plain Hugging Face folder, plain refusals."""
+"""Tests of `model`: the bare model where nothing is thought, a plain Hugging Face folder, plain refusals."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Promises of `probing`: log-probabilities as by definition, from a question that is read once."""
+"""Tests of `probing`: log-probabilities as by definition, from a question that is read once."""
 
 import pytest
 import reference

@@ -1,4 +1,4 @@
-"""Promises of the linear probe: it finds what a thought holds and nothing else."""
+"""Tests of the linear probe: it finds what a thought holds and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from cocot import tasks
 from cocot.errors import DataError
-from cocot.interpret.linear_probe import read_frontiers
+from cocot.interpret.linear_probe import probe_frontiers
 from cocot.interpret.search_tree import Search
 from cocot.tasks.graphs import depths
 
@@ -43,28 +43,28 @@ def test_what_a_thought_holds_is_found():
             row[int(name)] = depth == 1
     mixed = marks @ draw.normal(size=(12, 16)) + 0.01 * draw.normal(size=(COUNT, 16))
     thoughts = np.stack([mixed, draw.normal(size=(COUNT, 16))], axis=1).astype(np.float32)
-    readings = {(reading.thought, reading.depth): reading for reading in read_frontiers(search_of(thoughts, problems))}
-    assert sorted(readings) == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    children = readings[1, 1]
+    scores = {(reading.thought, reading.depth): reading for reading in probe_frontiers(search_of(thoughts, problems))}
+    assert sorted(scores) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    children = scores[1, 1]
     assert children.recall > 0.99
-    for reading in (readings[2, 1], readings[2, 2]):
-        assert abs(reading.recall - reading.guessing) < 0.08
-    for reading in readings.values():
-        assert abs(reading.shuffled - reading.guessing) < 0.08
+    for reading in (scores[2, 1], scores[2, 2]):
+        assert abs(reading.recall - reading.chance) < 0.08
+    for reading in scores.values():
+        assert abs(reading.shuffled - reading.chance) < 0.08
         assert reading.problems == COUNT / 5
-    assert 2 / 12 <= children.guessing < 4 / 12
+    assert 2 / 12 <= children.chance < 4 / 12
 
 
 def test_problems_differ_in_their_nodes():
-    """Names that a problem does not have are never ranked: with one node at a depth among few, guessing says so."""
+    """Names that a problem does not have are never ranked: with one node at a depth among few, chance says so."""
     few, many = (
         tasks.get("prosqa").generate(20, seed=0, mode="balanced", rendering="symbolic", layers=1, width=width)
         for width in (1, 6)
     )
     problems = [problem for pair in zip(few, many, strict=True) for problem in pair]
     thoughts = np.zeros((40, 1, 3), np.float32)
-    (reading,) = read_frontiers(search_of(thoughts, problems))
-    assert reading.guessing == pytest.approx((1 / 4 + 6 / 14) / 2)
+    (reading,) = probe_frontiers(search_of(thoughts, problems))
+    assert reading.chance == pytest.approx((1 / 4 + 6 / 14) / 2)
 
 
 def test_too_little_to_read_is_refused():
@@ -72,4 +72,4 @@ def test_too_little_to_read_is_refused():
     problems = problems_of(12)
     for thoughts, given in ((np.zeros((5, 1, 4)), problems[:5]), (np.zeros((12, 0, 0)), problems)):
         with pytest.raises(DataError, match="at least 10 problems and a model that thinks"):
-            read_frontiers(search_of(thoughts.astype(np.float32), given))
+            probe_frontiers(search_of(thoughts.astype(np.float32), given))

@@ -1,4 +1,4 @@
-"""Promises of the class for lm-evaluation-harness: its numbers are ours, through its own command, too."""
+"""Tests of the class for lm-evaluation-harness: its numbers are ours, through its own command, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of LoRA: gradients of the definition, nothing else moves, and the result is a plain model."""
+"""Tests of LoRA: gradients of the definition, nothing else moves, and the result is a plain model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of seals: whatever happens to a file of a sealed folder is found, and named."""
+"""Tests of seals: whatever happens to a file of a sealed folder is found, and named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from cocot.errors import RunError
 from cocot.system import manifest
-from cocot.system.manifest import SEAL, check, damage, is_sealed, seal
+from cocot.system.manifest import MANIFEST, check, corrupted_files, has_manifest, write_manifest
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "below").mkdir()
     (tmp_path / "weights").write_bytes(bytes(range(256)) * 100)
     (tmp_path / "below" / "state").write_bytes(b"state")
-    seal(tmp_path)
+    write_manifest(tmp_path)
     return tmp_path
 
 
@@ -47,24 +47,24 @@ def test_damage_is_named(folder: Path, name: str, kind: str) -> None:
     """The file, and what to do; a whole folder passes."""
     check(folder)
     DAMAGE[kind](folder / name)
-    assert damage(folder) == [name]
+    assert corrupted_files(folder) == [name]
     with pytest.raises(RunError, match=f"{name} is not what was written there .* Put the file back from a copy"):
         check(folder)
-    seal(folder)
+    write_manifest(folder)
     check(folder)
 
 
 def test_a_torn_seal_is_damage(folder: Path) -> None:
     """It proves nothing about the files, so they are not used."""
-    for text in ((folder / SEAL).read_text()[:-10], "null", "{}"):
-        (folder / SEAL).write_text(text)
-        assert damage(folder) == [SEAL]
+    for text in ((folder / MANIFEST).read_text()[:-10], "null", "{}"):
+        (folder / MANIFEST).write_text(text)
+        assert corrupted_files(folder) == [MANIFEST]
 
 
 def test_a_folder_that_was_never_sealed_is_not_ours_to_judge(tmp_path: Path) -> None:
     """A model of somebody else has no seal."""
     (tmp_path / "weights").write_bytes(b"x")
-    assert not is_sealed(tmp_path)
+    assert not has_manifest(tmp_path)
     check(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again(
     assert sorted(digests) == ["state", "weights"]
     time.sleep(0.1)  # more than the clock of the file system
     change(folder / "weights")
-    assert damage(folder) == ["weights"]
+    assert corrupted_files(folder) == ["weights"]
 
 
 @pytest.mark.parametrize("change", [put_in_place, write_over])
@@ -120,5 +120,5 @@ def test_a_file_that_was_just_written_is_read_again(
     """Its next change might fall within the same tick of the clock and look like none."""
     check(folder)
     change(folder / "weights")
-    assert damage(folder) == ["weights"]
+    assert corrupted_files(folder) == ["weights"]
     assert digests.count("weights") == 2

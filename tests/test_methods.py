@@ -1,4 +1,4 @@
-"""Promises of the curriculum: what each method of the paper's Table 1 reads and learns at every stage."""
+"""Tests of the curriculum: what each method of the paper's Table 1 reads and learns at every stage."""
 
 from __future__ import annotations
 

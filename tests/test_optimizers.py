@@ -1,4 +1,4 @@
-"""Promises of the optimizers: several as one step like each alone, and carry over what a new stage should inherit."""
+"""Tests of the optimizers: several as one step like each alone, and carry over what a new stage should inherit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.from_scratch import build_model
 from cocot.tasks.prosqa import ProsQA
 from cocot.training.config import TrainConfig
-from cocot.training.optimizers import Together, build_optimizer, forget, inherit
+from cocot.training.optimizers import CombinedOptimizer, build_optimizer, load_moments, reset_moments
 
 MATRIX = torch.arange(12.0).reshape(3, 4) / 10
 VECTOR = torch.arange(4.0)
@@ -34,9 +34,9 @@ def step(optimizer: Optimizer, learned: tuple[torch.nn.Parameter, ...], number: 
     optimizer.step()
 
 
-def together(learned: tuple[torch.nn.Parameter, torch.nn.Parameter], rate: float = 0.1) -> Together:
+def together(learned: tuple[torch.nn.Parameter, torch.nn.Parameter], rate: float = 0.1) -> CombinedOptimizer:
     """Muon for the matrix, AdamW for the vector."""
-    return Together(Muon([learned[0]], lr=rate), AdamW([learned[1]], lr=rate / 10))
+    return CombinedOptimizer(Muon([learned[0]], lr=rate), AdamW([learned[1]], lr=rate / 10))
 
 
 def test_together_steps_like_its_parts() -> None:
@@ -107,7 +107,7 @@ def test_inherited_moments_come_with_the_heirs_own_rates(kind: str) -> None:
     step(old, learned, 0)
     heir = build_optimizer(model, config, factor=0.1)
     own_rates = [group["lr"] for group in heir.param_groups]
-    inherit(heir, copy.deepcopy(old.state_dict()))
+    load_moments(heir, copy.deepcopy(old.state_dict()))
     LambdaLR(heir, lambda number: 1.0)
     assert [group["lr"] for group in heir.param_groups] == own_rates
     pairs = zip(getattr(old, "parts", [old]), getattr(heir, "parts", [heir]), strict=True)
@@ -120,7 +120,7 @@ def test_inherited_moments_come_with_the_heirs_own_rates(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_forgetting_is_beginning_anew(kind: str) -> None:
-    """After `forget` the next step is that of a new optimizer with the same rates."""
+    """After `reset_moments` the next step is that of a new optimizer with the same rates."""
 
     def build(learned: tuple[torch.nn.Parameter, torch.nn.Parameter]) -> Optimizer:
         return together(learned) if kind == "muon" else AdamW(learned, lr=0.1)
@@ -129,7 +129,7 @@ def test_forgetting_is_beginning_anew(kind: str) -> None:
     used = build(ours)
     step(used, ours, 0)
     theirs = tuple(torch.nn.Parameter(parameter.detach().clone()) for parameter in ours)
-    forget(used)
+    reset_moments(used)
     step(used, ours, 1)
     step(build(theirs), theirs, 1)  # type: ignore[arg-type]
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

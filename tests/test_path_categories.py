@@ -1,4 +1,4 @@
-"""Promises of the paper's categories: each kind of output is told from the others, whole and partial paths."""
+"""Tests of the paper's categories: each kind of output is told from the others, whole and partial paths."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from runs_support import Finish, environment, tiny_config, write_recipe
 from test_run import FSDP, NO_DROPOUT, SHAPES, save_model
 from transformers import LlamaConfig
 
-from cocot.system.manifest import seal
+from cocot.system.manifest import write_manifest
 from cocot.system.processes import decided, once
 from cocot.training.problems import prepare_data
 
@@ -93,7 +93,7 @@ def test_one_process_checks_files_and_under_fsdp_alone_reads_them(tmp_path: Path
         tie_word_embeddings=True,
     )
     save_model(tmp_path / "model", [problem.question for problem in prepare_data(tiny_config()).valid], "wide")
-    seal(tmp_path / "model")
+    write_manifest(tmp_path / "model")
     for file in (tmp_path / "model").iterdir():
         os.utime(file)
     num_files = len(list((tmp_path / "model").iterdir())) - 1

@@ -1,4 +1,4 @@
-"""Promises of the ProntoQA task: provable text, the published form and statistics, no shortcut in `balanced`."""
+"""Tests of the ProntoQA task: provable text, the published form and statistics, no shortcut in `balanced`."""
 
 import doctest
 import itertools
@@ -149,7 +149,7 @@ def test_symbols_say_the_same(settings):
 def test_the_report_reads_symbols():
     """The shortcuts are as good in both renderings; a number says nothing of negation."""
     for mode in ("released", "balanced"):
-        plain, symbolic = (TASK.report(made(3000, mode=mode, hops=2, rendering=name)) for name in RENDERINGS)
+        plain, symbolic = (TASK.statistics(made(3000, mode=mode, hops=2, rendering=name)) for name in RENDERINGS)
         for name in ("answer_true", "shortcut_last_mentioned", "shortcut_even_negations"):
             assert abs(plain[name] - symbolic[name]) < MAX_Z * (0.5 / 3000) ** 0.5, name
         assert plain["shortcut_better_known"] == symbolic["shortcut_better_known"]
@@ -256,7 +256,7 @@ def test_words_are_the_published_ones(published):
 def test_a_shortcut_solves_the_published_problems(published):
     """The rule about the better-known concept is always the right one, there and in `released`; others are chance."""
     for problems in (published, made(9200)):
-        report = TASK.report(problems)
+        report = TASK.statistics(problems)
         assert report["shortcut_better_known"] == 1
         for name in ("shortcut_even_negations", "shortcut_last_mentioned"):
             assert abs(report[name] - 0.5) < MAX_Z * (0.25 / 9200) ** 0.5
@@ -273,7 +273,7 @@ def test_balanced_has_no_shortcut():
         statements, (entity, is_negated, asked, _) = understand(turned)
         follows = [negated for (negated, word) in prove(statements, entity) if word == asked]
         assert follows == [(problem.answer == "False") == is_negated]
-    report = TASK.report(made(3000, mode="balanced"))
+    report = TASK.statistics(made(3000, mode="balanced"))
     for name in ("shortcut_even_negations", "shortcut_last_mentioned", "shortcut_better_known"):
         assert abs(report[name] - 0.5) < MAX_Z * (0.25 / 3000) ** 0.5
 
@@ -334,9 +334,9 @@ def test_bad_settings_are_explained(case):
 def test_reports_refuse_other_problems():
     """Another task's problems, or none, are no ProntoQA."""
     with pytest.raises(DataError, match="0 problems"):
-        TASK.report([])
+        TASK.statistics([])
     with pytest.raises(DataError, match=r"problem 1 .* is not of ProntoQA's form"):
-        TASK.report([*made(1), *get("prosqa").generate(1, seed=0)])
+        TASK.statistics([*made(1), *get("prosqa").generate(1, seed=0)])
 
 
 def test_the_example_of_the_module_runs():

@@ -1,4 +1,4 @@
-"""Promises of the ProsQA task: solvable text, published form and statistics, no shortcut in `balanced`."""
+"""Tests of the ProsQA task: solvable text, published form and statistics, no shortcut in `balanced`."""
 
 import doctest
 import inspect
@@ -226,7 +226,7 @@ def test_released_target_is_a_deepest_exclusive_leaf(prosqa_valid):
 
 def features(problem):
     """What is compared with the published data: the report of one problem, shares and reaches."""
-    row = TASK.report([problem])
+    row = TASK.statistics([problem])
     below = [set(distances_from(root, problem.graph.edges)) for root in (0, 1)]
     in_degrees = Counter(node for _, node in problem.graph.edges)
     return row | {
@@ -264,7 +264,7 @@ def test_the_statistics_tell_another_generator(prosqa_valid):
 
 def test_paper_has_the_short_paths_of_algorithm_1():
     """Taken literally, Algorithm 1 gives paths of about 2.3 steps, not the published 3.8; a coin picks the root."""
-    report = TASK.report(made(2000, "paper"))
+    report = TASK.statistics(made(2000, "paper"))
     assert 2.2 < report["steps"] < 2.45  # measured 2.32
     assert abs(z_score([problem.graph.root for problem in made(2000, "paper")], 0.5)) < MAX_Z
 
@@ -372,15 +372,15 @@ def test_persons_never_outnumber_their_names():
 
 def test_the_shortcut_solves_the_published_data(prosqa_valid):
     """The baseline that does not search solves 92 % of the published problems and as many of `released`."""
-    assert 0.91 <= TASK.report(prosqa_valid)["shortcut"] <= 0.925
-    assert TASK.report(made(2000, "released"))["shortcut"] >= 0.85
+    assert 0.91 <= TASK.statistics(prosqa_valid)["shortcut"] <= 0.925
+    assert TASK.statistics(made(2000, "released"))["shortcut"] >= 0.85
 
 
 @pytest.mark.parametrize("sizes", [{}, *BALANCED], ids=str)
 def test_the_shortcut_fails_on_balanced(sizes):
     """The baseline is no better than a coin on `balanced`, whatever its sizes."""
     problems = TASK.generate(2000, seed=3, mode="balanced", rendering="symbolic", **sizes)
-    assert 0.45 <= TASK.report(problems)["shortcut"] <= 0.55
+    assert 0.45 <= TASK.statistics(problems)["shortcut"] <= 0.55
 
 
 def graph_problem(edges, target, distractor):
@@ -402,14 +402,14 @@ def graph_problem(edges, target, distractor):
 )
 def test_the_shortcut_rule(edges, target, distractor, score):
     """The baseline picks the option farther from its nearest entity, then fewer in-edges, then guesses."""
-    assert TASK.report([graph_problem(edges, target, distractor)])["shortcut"] == score
+    assert TASK.statistics([graph_problem(edges, target, distractor)])["shortcut"] == score
 
 
 def test_report_counts():
     """Each statistic is what its name says, on a graph counted by hand."""
     edges = [(0, 2), (0, 3), (1, 4), (2, 5), (3, 5), (4, 6), (7, 5)]
-    report = TASK.report([graph_problem(edges, 5, 6), graph_problem([(0, 2), (1, 3)], 2, 3)])
-    first = TASK.report([graph_problem(edges, 5, 6)])
+    report = TASK.statistics([graph_problem(edges, 5, 6), graph_problem([(0, 2), (1, 3)], 2, 3)])
+    first = TASK.statistics([graph_problem(edges, 5, 6)])
     assert first == {
         "nodes": 8,
         "edges": 7,
@@ -426,7 +426,7 @@ def test_report_counts():
     }
     assert report["nodes"] == (8 + 4) / 2
     diamonds = [(0, 2), (0, 3), (2, 4), (3, 4), (4, 5), (4, 6), (5, 7), (6, 7), (1, 8)]
-    assert TASK.report([graph_problem(diamonds, 7, 8)])["shortest_paths"] == 4
+    assert TASK.statistics([graph_problem(diamonds, 7, 8)])["shortest_paths"] == 4
 
 
 @pytest.mark.parametrize("sizes", BALANCED, ids=str)
@@ -436,7 +436,7 @@ def test_balanced_options_have_one_depth_and_one_parent(sizes):
     allowed = {layers} if isinstance(layers, int) else set(layers)
     depths = set()
     for problem in TASK.generate(300, seed=7, mode="balanced", rendering="symbolic", **sizes):
-        row = TASK.report([problem])
+        row = TASK.statistics([problem])
         assert row["steps"] == row["distractor_depth"]
         assert row["target_in_degree"] == row["distractor_in_degree"] == 1
         assert row["persons"] == 2
@@ -614,14 +614,14 @@ def test_the_most_nodes_that_have_names():
 def test_report_refuses_what_it_cannot_count():
     """No problems, a problem without its graph and foreign roots are refused, naming the problem."""
     with pytest.raises(DataError, match="0 problems"):
-        TASK.report([])
+        TASK.statistics([])
     good = made(40, "released")[0]
     bare = Problem("Is Tom a lempus or wumpus?", (), "Tom is a lempus.")
     with pytest.raises(DataError, match=r"problem 1 \('Is Tom a lempus or wumpus\?'.*graph"):
-        TASK.report([good, bare])
+        TASK.statistics([good, bare])
     foreign = Problem("q", (), "a", Graph(("0", "1", "2", "3"), ((2, 3),), 2, 3, 1))
     with pytest.raises(DataError, match="roots 0 and 1"):
-        TASK.report([foreign])
+        TASK.statistics([foreign])
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)

@@ -1,4 +1,4 @@
-"""Promises of `thinking`: equal to the definition, gradients included, whatever the batch, the mask or the cache."""
+"""Tests of `thinking`: equal to the definition, gradients included, whatever the batch, the mask or the cache."""
 
 import random
 from functools import cache, partial

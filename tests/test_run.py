@@ -1,4 +1,4 @@
-"""Promises of training: one trajectory however it is cut, shared or killed; stages that end when they should."""
+"""Tests of training: one trajectory however it is cut, shared or killed; stages that end when they should."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from cocot.data.encoding import tokenize
 from cocot.data.examples import Encoder, Example
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
-from cocot.evaluation.evaluate import evaluate, evaluate_together, summarise
+from cocot.evaluation.evaluate import compute_metrics, evaluate, evaluate_together
 from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 from cocot.modeling.config import InitConfig
 from cocot.modeling.loading import load
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert swapped != (newest / name).read_bytes()
     (newest / name).write_bytes(swapped)
     train(config, tmp_path / "run")
-    assert f"checkpoint-4 is damaged ({name} is not what was written there)" in caplog.text
+    assert f"checkpoint-4 is corrupted ({name} is not what was written there)" in caplog.text
     assert_same(tmp_path / "run", whole)
 
 
@@ -290,7 +290,7 @@ def test_what_a_finished_stage_left_is_not_half_loaded(tmp_path: Path, finished:
         load(run.path)
     shutil.rmtree(run.model)
     (run.best / "model.safetensors").write_bytes(weights_file.name.encode())
-    with pytest.raises(RunError, match=r"best is damaged: model\.safetensors"):
+    with pytest.raises(RunError, match=r"best is corrupted: model\.safetensors"):
         train(config, run.path)
     first, *later = run.finished_stages()
     for stage in later:
@@ -676,14 +676,14 @@ def test_the_result_is_the_best_model_of_the_last_stage(tmp_path: Path, monkeypa
     assert max(last) > last[-1], "no seed where the last model is not the best: the test proves nothing"
     model, tokenizer = load(run.path)
     records = evaluate(model, tokenizer, ProsQA(), prepare_data(config).valid, max_new_tokens=6)
-    assert summarise(records).accuracy == max(last)
+    assert compute_metrics(records).accuracy == max(last)
 
 
 @pytest.mark.parametrize(("advance_at", "epochs"), [(0.0, [1, 1, 4]), (1.0, [2, 2, 2])])
 def test_a_stage_that_is_good_enough_hands_its_epochs_to_the_last(
     tmp_path: Path, advance_at: float, epochs: list[int]
 ) -> None:
-    """`advance_at` ends a stage at that accuracy; the total of epochs stays; the last stage ends by the clock alone."""
+    """`advance_at` ends a stage at that accuracy; the total of epochs stays; the last stage ends by epochs alone."""
     lengths = {"first_epochs": 2, "epochs_per_stage": 2, "final_epochs": 2, "advance_at": advance_at}
     config = tiny_config(curriculum=lengths, data={"num_train": 8})
     run = train(config, tmp_path)
@@ -705,10 +705,10 @@ def test_the_warm_up_reads_easier_problems_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("donor", "method", "reset"), [("coconut", "pause_as_thought", "never"), ("no_thought", "icot", "stage")]
+    ("prefix_run", "method", "reset"), [("coconut", "pause_as_thought", "never"), ("no_thought", "icot", "stage")]
 )
 def test_shared_stages_are_bit_for_bit_those_that_were_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, donor: str, method: str, reset: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix_run: str, method: str, reset: str
 ) -> None:
     """Stages taken over from another method's run end in the run that had trained them itself, log and all.
 
@@ -720,7 +720,7 @@ def test_shared_stages_are_bit_for_bit_those_that_were_not(
         curriculum = {"method": name, "icot_tokens_per_stage": 2}
         return tiny_config(curriculum=curriculum, train={"optimizer_reset": reset}, data={"warmup": warmup})
 
-    train(config_of(donor), tmp_path / "donor")
+    train(config_of(prefix_run), tmp_path / "prefix_run")
     train(config_of(method), tmp_path / "alone")
     with monkeypatch.context() as patch:
         stages: list[str] = []
@@ -732,7 +732,7 @@ def test_shared_stages_are_bit_for_bit_those_that_were_not(
 
         stopping(patch, kill)
         with pytest.raises(Killed):
-            train(config_of(method), tmp_path / "shared", tmp_path / "donor")
+            train(config_of(method), tmp_path / "shared", tmp_path / "prefix_run")
         assert "stage_1" not in stages
     trained: list[str] = []
     fit = StageTrainer.train
@@ -742,13 +742,13 @@ def test_shared_stages_are_bit_for_bit_those_that_were_not(
         return fit(self, *args, **kwargs)
 
     monkeypatch.setattr(StageTrainer, "train", watch)
-    train(config_of(method), tmp_path / "shared", tmp_path / "donor")
+    train(config_of(method), tmp_path / "shared", tmp_path / "prefix_run")
     assert trained == ["stage_1", "final"]
     assert_same(tmp_path / "shared", tmp_path / "alone")
 
 
 def test_other_work_is_not_shared(tmp_path: Path, finished: tuple[RunConfig, Path]) -> None:
-    """A run with other settings gives nothing; its stages are trained anew."""
+    """A run with other settings gives nothing; its stages are trained again."""
     config, folder = finished
     other = replace(config, seed=1, curriculum=replace(config.curriculum, method="pause_as_thought"))
     train(other, tmp_path / "shared", folder)
@@ -792,7 +792,7 @@ def test_fresh_problems_differ_by_epoch_and_others_do_not() -> None:
 def test_every_epoch_reads_its_own_problems_in_an_order_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each epoch is trained on exactly its problems, all of them once; fixed problems are shuffled anew."""
+    """Each epoch is trained on exactly its problems, all of them once; fixed problems are shuffled again."""
     rows: list[str] = []
 
     def collate_and_note(examples: Sequence[Example], **ids: int) -> dict[str, Any]:

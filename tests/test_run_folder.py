@@ -1,4 +1,4 @@
-"""Promises of the run folder: one run each, one writer each, whole files only, and a log that can be cut back."""
+"""Tests of the run folder: one run each, one writer each, whole files only, and a log that can be cut back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cocot.assets import is_bundled, locate
 from cocot.cli import main
 from cocot.errors import RunError
 from cocot.system.files import new_folder, write_json, write_text
-from cocot.system.manifest import seal
+from cocot.system.manifest import write_manifest
 from cocot.system.write_errors import cannot_write
 from cocot.tasks.prosqa import ProsQA
 from cocot.training.checkpoints import complete_checkpoints, prune_checkpoints
@@ -140,15 +140,15 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
     for step in (2, 10, 9, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (2, 10, 9):
-        seal(tmp_path / f"checkpoint-{step}")
+        write_manifest(tmp_path / f"checkpoint-{step}")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
     prune_checkpoints(tmp_path / "checkpoint-10", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
     for step in (12, 14):  # damaged, and so passed over: the run went on from 10
         (tmp_path / f"checkpoint-{step}").mkdir()
-        seal(tmp_path / f"checkpoint-{step}")
+        write_manifest(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-11").mkdir()
-    seal(tmp_path / "checkpoint-11")
+    write_manifest(tmp_path / "checkpoint-11")
     prune_checkpoints(tmp_path / "checkpoint-11", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
 
@@ -157,7 +157,7 @@ def test_what_lies_beside_checkpoints_is_no_checkpoint_and_stays(tmp_path: Path)
     """A copy that a user keeps, sealed as it is, notes, and a file by a checkpoint's name."""
     for name in ("checkpoint-1", "checkpoint-2", "checkpoint-2-copy", "checkpoint-best", "notes"):
         (tmp_path / name).mkdir()
-        seal(tmp_path / name)
+        write_manifest(tmp_path / name)
     for name in ("checkpoint-3", "checkpoint-2.tar"):
         (tmp_path / name).touch()
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
@@ -216,7 +216,7 @@ def test_the_log_is_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     with run.metrics.open("a") as file:
         file.write('{"stage": "sta')
     assert len(run.read_log()) == 4
-    run.rewind_log("stage_1", 4)
+    run.truncate_log("stage_1", 4)
     run.log({"stage": "stage_1", "step": 5, "again": True})
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
@@ -312,7 +312,7 @@ BROKEN: dict[str, bytes] = {
 def test_a_damaged_file_of_a_run_is_named(
     file: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever stands in a file of the run folder, training goes on from it or says in one line that it is damaged."""
+    """Whatever stands in a file of the run folder, training resumes from it or says in one line that it is corrupted."""
     run = RunFolder(tmp_path / "run")
     run.open(tiny_config())
     run.close()

@@ -1,4 +1,4 @@
-"""Promises of `search`: every node's probability is that of the definition; a folder gives back what was written."""
+"""Tests of `search`: every node's probability is that of the definition; a folder gives back what was written."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_thoughts_are_kept_and_read():
     search = probe_search(model, tokenizer, TASK, problems, batch_size=3, max_new_tokens=4)
     for index, problem in enumerate(problems):
         fed = ThoughtRecorder(1)
-        answer(model, tokenizer, [problem.question], 2, 4, edit_thought=fed)
+        answer(model, tokenizer, [problem.question], 2, 4, thought_hook=fed)
         own = search.thoughts[index]
         assert own == pytest.approx(fed.thoughts[0].numpy(), abs=1e-5)
         logits = own @ model.get_output_embeddings().weight.detach().numpy().T
@@ -213,7 +213,7 @@ def test_problems_without_a_graph_have_answers_and_thoughts():
     assert list(mixed.problem) == [index + 1 for index in plain.problem]
     assert mixed.values == pytest.approx(plain.values, abs=TOLERANCE)
     assert mixed.thoughts[1:-1] == pytest.approx(plain.thoughts, abs=1e-4)
-    assert mixed.masses(1)["frontier"] == pytest.approx(plain.masses(1)["frontier"], abs=TOLERANCE)
+    assert mixed.probability_mass(1)["frontier"] == pytest.approx(plain.probability_mass(1)["frontier"], abs=TOLERANCE)
     assert mixed.categories(1) == plain.categories(1)
     alone = probe_search(model, tokenizer, TASK, stories, max_new_tokens=4)
     assert alone.values.shape == (3, 0)
@@ -231,15 +231,15 @@ def test_masses_share_out_the_next_step():
     search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, max_new_tokens=4)
     longest = max(len(problem.steps) for problem in problems)
     for k in range(3):
-        masses = search.masses(k)
-        assert len(masses["frontier"]) == sum(len(problem.steps) > k for problem in problems)
-        assert sum(masses.values()) == pytest.approx(1)
+        probability_mass = search.probability_mass(k)
+        assert len(probability_mass["frontier"]) == sum(len(problem.steps) > k for problem in problems)
+        assert sum(probability_mass.values()) == pytest.approx(1)
     assert longest == 2
-    assert len(search.masses(2)["frontier"]) == 0
+    assert len(search.probability_mass(2)["frontier"]) == 0
     sure = replace(search, values=(search.depth == 1).astype(np.float32)[None] / 4)
     per_problem = [sum(depth == 1 for depth in depths(problem.graph)) / 4 for problem in problems]
-    assert sure.masses(0)["frontier"] == pytest.approx(per_problem)
-    assert sure.masses(0)["elsewhere"] == pytest.approx(0)
+    assert sure.probability_mass(0)["frontier"] == pytest.approx(per_problem)
+    assert sure.probability_mass(0)["elsewhere"] == pytest.approx(0)
 
 
 def test_a_tree_shows_every_node(capsys):

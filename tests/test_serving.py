@@ -1,4 +1,4 @@
-"""Promises of `transformers serve` on an exported folder: an OpenAI client gets cocot's answers."""
+"""Tests of `transformers serve` on an exported folder: an OpenAI client gets cocot's answers."""
 
 from __future__ import annotations
 

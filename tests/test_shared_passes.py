@@ -1,4 +1,4 @@
-"""Promises of `passes`: the numbers of the plain way, for less memory, without waiting, and nothing left behind."""
+"""Tests of `passes`: the numbers of the plain way, for less memory, without waiting, and nothing left behind."""
 
 import gc
 import random

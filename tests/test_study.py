@@ -1,4 +1,4 @@
-"""Promises of studies: what ships can be planned, an arm is what its axes say, a killed table ends as any other."""
+"""Tests of studies: what ships can be planned, an trial is what its axes say, a killed table ends as any other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cocot.cli.arguments import build_parser
 from cocot.errors import ConfigError
 from cocot.experiments.compare import compare, make_trainings
 from cocot.experiments.estimates import estimate
-from cocot.experiments.study import METHOD, SEED, Study, arms, read_study, shipped_studies
+from cocot.experiments.study import METHOD, SEED, Study, read_study, shipped_studies, trials
 from cocot.methods import METHODS
 from cocot.training.run_folder import RunFolder
 
@@ -32,14 +32,14 @@ TINY = ["--data.num_train", "64", "--data.num_valid", "4", "--model.init.width",
     ("name", "scale"), [(name, scale) for name, scales in shipped_studies().items() for scale in scales]
 )
 def test_a_shipped_study_can_be_planned(name: str, scale: str) -> None:
-    """Its recipe loads with the settings of every arm, and every arm has a folder of its own."""
+    """Its recipe loads with the settings of every trial, and every trial has a folder of its own."""
     study = read_study(name, scale)
-    chosen = arms(study.with_axis(SEED, range(2)), [])
-    assert len({arm.path for arm in chosen}) == len(chosen)
-    assert {arm.config.seed for arm in chosen} == {0, 1}
+    chosen = trials(study.with_axis(SEED, range(2)), [])
+    assert len({trial.path for trial in chosen}) == len(chosen)
+    assert {trial.config.seed for trial in chosen} == {0, 1}
     assert study.note
     if name in TABLE_1:
-        methods = [arm.config.curriculum.method for arm in chosen[::2]]
+        methods = [trial.config.curriculum.method for trial in chosen[::2]]
         assert methods == (["cot", "no_cot", "coconut", "pause_as_thought"] if scale == "gpu" else list(METHODS))
         assert set(study.paper) == set(METHODS)
 
@@ -59,8 +59,8 @@ def test_an_arm_is_what_its_axes_say() -> None:
         "two": {"data.generate": {"mode": "balanced", "layers": 2}, "curriculum.epochs_per_stage": [3, 4]},
     }
     study = Study("demo", {METHOD: ["cot", "coconut"], "hops": hops, SEED: [5]})
-    chosen = arms(study, ["--train.batch_size", "16", "--curriculum.epochs_per_stage", "1"])
-    assert [str(arm.path) for arm in chosen] == [
+    chosen = trials(study, ["--train.batch_size", "16", "--curriculum.epochs_per_stage", "1"])
+    assert [str(trial.path) for trial in chosen] == [
         "cot/hops_one/seed_5",
         "cot/hops_two/seed_5",
         "coconut/hops_one/seed_5",
@@ -73,16 +73,18 @@ def test_an_arm_is_what_its_axes_say() -> None:
     assert last.config.data.generate == {"mode": "balanced", "layers": 2}
     assert last.config.curriculum.epochs_per_stage == [3, 4]
     assert chosen[0].config.curriculum.max_stage == 1
-    assert [arm.path.name for arm in arms(study.with_axis("hops", ["two"]).with_axis(SEED, [1]), [])] == ["seed_1"] * 2
+    assert [trial.path.name for trial in trials(study.with_axis("hops", ["two"]).with_axis(SEED, [1]), [])] == [
+        "seed_1"
+    ] * 2
 
 
 def test_an_axis_is_cut_on_the_command_line() -> None:
     """By its short name; values become what the recipe takes, and a bundle keeps its settings."""
     study = read_study("depth", "cpu").with_words("layers=2,5").with_words("hops=3").with_words("method=coconut")
-    chosen = arms(study, [])
-    assert [str(arm.path) for arm in chosen] == ["coconut/layers_2/hops_3", "coconut/layers_5/hops_3"]
-    assert [arm.config.model.init.layers for arm in chosen if arm.config.model.init] == [2, 5]
-    assert all(arm.config.curriculum.max_stage == 3 for arm in chosen)
+    chosen = trials(study, [])
+    assert [str(trial.path) for trial in chosen] == ["coconut/layers_2/hops_3", "coconut/layers_5/hops_3"]
+    assert [trial.config.model.init.layers for trial in chosen if trial.config.model.init] == [2, 5]
+    assert all(trial.config.curriculum.max_stage == 3 for trial in chosen)
 
 
 def main_error(words: list[str]) -> None:
@@ -111,8 +113,8 @@ def main_error(words: list[str]) -> None:
             lambda: compare(Study("demo", {METHOD: ["cot"]}, tests={}), [], Path("out")),
             "name a file of them with --data",
         ),
-        (lambda: arms(Study("demo", {METHOD: ["coconot"]}), []), "unknown method 'coconot'"),
-        (lambda: arms(Study("demo", {"model.init.layer": [1]}), []), "did you mean 'model.init.layers'"),
+        (lambda: trials(Study("demo", {METHOD: ["coconot"]}), []), "unknown method 'coconot'"),
+        (lambda: trials(Study("demo", {"model.init.layer": [1]}), []), "did you mean 'model.init.layers'"),
     ],
 )
 def test_a_slip_is_explained(call: Callable[[], Any], message: str) -> None:
@@ -128,13 +130,13 @@ def test_an_estimate_is_of_the_work_that_is_left(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv(name, value)
     study = Study("demo", {METHOD: ["coconut", "pause_as_thought"]})
     longer = [*TINY, "--curriculum.first_epochs", "400"]
-    first = make_trainings(study, arms(study, longer), tmp_path)
+    first = make_trainings(study, trials(study, longer), tmp_path)
     coconut, pause = estimate(first, 2, tmp_path)
     assert coconut.training > 1.5 * pause.training > 0, "pause_as_thought takes its first stages over"
     assert coconut.answering > 0
     assert os.listdir(tmp_path) == ["estimates.json"]
     monkeypatch.setattr("cocot.experiments.estimates.train_all", None)
-    assert estimate(make_trainings(study, arms(study, longer), tmp_path), 2, tmp_path) == [coconut, pause]
+    assert estimate(make_trainings(study, trials(study, longer), tmp_path), 2, tmp_path) == [coconut, pause]
     assert not any(training.run.path.exists() for training in first)
 
 
@@ -181,5 +183,5 @@ def test_a_killed_study_ends_in_the_same_table(tmp_path: Path, monkeypatch: pyte
     assert [file.stat().st_mtime_ns for file in sorted(out.rglob("model/model.safetensors"))] == weights
     assert table(out) == table(tmp_path / "whole")
     assert table(out)["rows"][1]["tests"]["balanced"]["p_values"].keys() == {"cot"}
-    assert [row["values"]["thoughts"] for row in table(out)["controls"]][-2:] == ["k=0", "k=1"]
+    assert [row["values"]["thoughts"] for row in table(out)["ablations"]][-2:] == ["k=0", "k=1"]
     assert (out / "table.md").read_text().startswith("Small model")

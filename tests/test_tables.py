@@ -1,4 +1,4 @@
-"""Promises of tables: a column that nobody fills is left out, every test set has its accuracy, spread is said."""
+"""Tests of tables: a column that nobody fills is left out, every test set has its accuracy, spread is said."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_a_study_shows_all_it_knows() -> None:
 
 
 def test_a_table_is_written_whole(tmp_path: Path) -> None:
-    """`table.json` keeps every value; `table.md` has the note, the controls, the shortcuts and the versions."""
+    """`table.json` keeps every value; `table.md` has the note, the ablations, the shortcuts and the versions."""
     rows = [{"values": {"method": "cot"}, "tests": {"test": result()}}]
     table = {
         "note": "Small.",
         "rows": rows,
-        "controls": [{"values": {"method": "coconut", "thoughts": "zeros"}, "tests": {"test": result()}}],
+        "ablations": [{"values": {"method": "coconut", "thoughts": "zeros"}, "tests": {"test": result()}}],
         "tests": {"tests/test-1a.jsonl": {"shortcut_last": 0.914}, "tests/other-2b.jsonl": {}},
         "environment": {"commit": "abc", "versions": {"cocot": "0.1", "torch": "2"}},
     }

@@ -1,4 +1,4 @@
-"""Promises of `eval`: one model, one number, and a line that says what decided it."""
+"""Tests of `eval`: one model, one number, and a line that says what decided it."""
 
 from __future__ import annotations
 

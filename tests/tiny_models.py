@@ -155,7 +155,7 @@ def tiny_model(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float3
 
 
 def _shrunk(config: PretrainedConfig, particular: dict[str, Any]) -> PretrainedConfig:
-    """The same configuration in small; made anew, so that what follows from other fields is computed again."""
+    """The same configuration in small; made again, so that what follows from other fields is computed again."""
     values = config.to_dict()
     parts = [name for name, value in vars(config).items() if isinstance(value, PretrainedConfig)]
     small: dict[str, Any] = {"is_decoder": True} if "is_decoder" in values else {}

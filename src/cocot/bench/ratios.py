@@ -52,7 +52,7 @@ class Ratio:
         name: What over what, then where.
         value: The ratio; for `help`, seconds.
         goal: The most it should be; None where there is no goal.
-        detail: The figures behind it, for people.
+        detail: The figures behind it, human-readable.
     """
 
     name: str
@@ -264,10 +264,10 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
                 run=run,
                 seed=number,
                 keeps_best=False,
-                inherited_optimizer=None,
+                earlier_moments=None,
             )
             trainer.add_callback(clock)
-            with closing(trainer.journal):
+            with closing(trainer.metrics_callback):
                 trainer.train()
             batches = list(trainer.get_train_dataloader())
     optimizer = trainer.create_optimizer()

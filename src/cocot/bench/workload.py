@@ -145,7 +145,7 @@ def tensors(rows: list[Lengths], device: torch.device, thoughts_id: int = _LATEN
 
 
 def training_flops(model: Any, rows: list[Lengths]) -> float:
-    """Floating-point operations of a training step on real tokens, by paper and pencil: 6 a weight and token.
+    """Floating-point operations of a training step on real tokens, computed analytically: 6 a weight and token.
 
     The head counts at labelled positions only; attention is 12 a pair of positions and width, half of them masked.
     """

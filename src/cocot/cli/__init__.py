@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace) -> int:
     config = read_recipe(args.recipe, args.overrides)
     out = args.out or Path("runs") / Path(args.recipe).stem
     _warn_of_batch(config, read_recipe(args.recipe))
-    _hush()
+    _silence_libraries()
     if args.dry_run:
         return _dry_run(config)
     from cocot.training.run import train
@@ -112,7 +112,7 @@ def _stop_at_eof() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _hush() -> None:
+def _silence_libraries() -> None:
     """Bars and hints of other libraries would stand between our lines."""
     from transformers.utils import logging as hugging_face
 
@@ -150,13 +150,13 @@ def _dry_run(config: RunConfig) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from cocot.experiments.compare import compare
-    from cocot.experiments.study import METHOD, Study, arms
+    from cocot.experiments.study import METHOD, Study, trials
     from cocot.experiments.tables import plain
 
     out = args.out or Path("runs") / Path(args.recipe).stem
     study = Study(args.recipe, {METHOD: args.methods.split(",")}, num_problems=args.problems)
-    _hush()
-    table = compare(study, arms(study, args.overrides), out, args.jobs, args.data)
+    _silence_libraries()
+    table = compare(study, trials(study, args.overrides), out, args.jobs, args.data)
     print(f"\n{plain(table['rows'])}\n")
     print(f"files: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
     return 0
@@ -165,7 +165,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from cocot.experiments.compare import compare, make_trainings
     from cocot.experiments.estimates import describe_plan, estimate
-    from cocot.experiments.study import SEED, arms, read_study
+    from cocot.experiments.study import SEED, read_study, trials
     from cocot.experiments.tables import plain, shortcuts
     from cocot.system.hardware import allowed_cores
 
@@ -175,10 +175,10 @@ def _reproduce(args: argparse.Namespace) -> int:
     if args.problems is not None:
         study = replace(study, num_problems=args.problems)
     out = args.out or Path("runs") / f"{args.study}_{args.scale}"
-    chosen = arms(study, args.overrides)
+    chosen = trials(study, args.overrides)
     is_on_cpu = chosen[0].config.train.device == "cpu"
     jobs = args.jobs if args.jobs is not None else allowed_cores() if is_on_cpu else 1
-    _hush()
+    _silence_libraries()
     trainings = make_trainings(study, chosen, out)
     print(f"{args.study} at scale {args.scale}: {study.note}")
     LOGGER.info("measuring the speed of every run on a few steps ...")
@@ -189,8 +189,8 @@ def _reproduce(args: argparse.Namespace) -> int:
     began = time.monotonic()
     table = compare(study, chosen, out, jobs, args.data)
     print(f"\n{plain(table['rows'])}")
-    if table["controls"]:
-        print(f"\n{plain(table['controls'])}")
+    if table["ablations"]:
+        print(f"\n{plain(table['ablations'])}")
     print("", *shortcuts(table), sep="\n")
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
     try:
@@ -201,16 +201,16 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from cocot.evaluation.ablations import run_controls
-    from cocot.evaluation.evaluate import evaluate_together, summarise, write_records
+    from cocot.evaluation.ablations import run_ablations
+    from cocot.evaluation.evaluate import compute_metrics, evaluate_together, write_predictions
     from cocot.experiments.tables import plain, shortcuts_of
     from cocot.modeling.loading import load_here
     from cocot.system.files import must_be_writable
     from cocot.system.processes import processes
 
-    if args.controls and args.thoughts is not None:
-        raise ConfigError("--controls tries every number of thoughts; leave --thoughts out.")
-    _hush()
+    if args.ablations and args.thoughts is not None:
+        raise ConfigError("--ablations tries every number of thoughts; leave --thoughts out.")
+    _silence_libraries()
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
     out = _beside_model(args, "eval.jsonl")
@@ -221,10 +221,10 @@ def _eval(args: argparse.Namespace) -> int:
     names = ("batch_size", "max_new_tokens", "use_generation_config")
     settings = {**{name: getattr(args, name) for name in names}, "shows_progress": is_first}
     model, tokenizer = load_here(args.model)
-    if args.controls:
+    if args.ablations:
         if here.num_processes > 1:
-            raise ConfigError("--controls runs in one process.")
-        results = run_controls(model, tokenizer, task, problems, **settings)
+            raise ConfigError("--ablations runs in one process.")
+        results = run_ablations(model, tokenizer, task, problems, **settings)
     else:
         name = Path(args.model).name
         records = evaluate_together(model, tokenizer, task, problems, num_thoughts=args.thoughts, **settings)
@@ -234,18 +234,20 @@ def _eval(args: argparse.Namespace) -> int:
     rows = []
     try:
         for name, records in results:
-            axis = "thoughts" if args.controls else "model"
-            rows.append({"values": {axis: name}, "tests": {"test": summarise(records).to_json()}})
+            axis = "thoughts" if args.ablations else "model"
+            rows.append({"values": {axis: name}, "tests": {"test": compute_metrics(records).to_json()}})
             if out is not None:
-                write_records(out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.controls else out, records)
+                write_predictions(
+                    out.with_stem(f"{out.stem}.{name.replace(' ', '_')}") if args.ablations else out, records
+                )
     finally:  # a disk that is full by now costs the records, not the result
         if rows:
             print(plain(rows))
-    if args.controls:
+    if args.ablations:
         lines = [f"{name}: {value:.1%}" for name, value in shortcuts_of(task, problems).items()]
         print(*(lines or ["no shortcuts are known for these problems"]), sep="\n")
     print(_how(args, model, tokenizer, chosen))
-    print(f"records: {_UNWRITTEN if out is None else out.with_stem(f'{out.stem}.*') if args.controls else out}")
+    print(f"records: {_UNWRITTEN if out is None else out.with_stem(f'{out.stem}.*') if args.ablations else out}")
     return 0
 
 
@@ -267,7 +269,7 @@ def _how(args: argparse.Namespace, model: Any, tokenizer: Any, chosen: Selection
     room = f"{longest_answer(chosen.problems, tokenizer)} tokens, if the context has room"
     parts = {
         "graded as": chosen.grader,
-        "thoughts": "as in the table" if args.controls else count,
+        "thoughts": "as in the table" if args.ablations else count,
         "decoding": "as generation_config.json says" if args.use_generation_config else "greedy",
         "longest answer": room if args.max_new_tokens is None else f"{args.max_new_tokens} tokens",
         "problems": chosen.source,
@@ -283,7 +285,7 @@ def _ask(args: argparse.Namespace) -> int:
 
     if args.text_steps and args.thoughts:
         raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
-    _hush()
+    _silence_libraries()
     model, tokenizer = load_here(args.model)
     given = answer(
         model,
@@ -303,7 +305,7 @@ def _probe(args: argparse.Namespace) -> int:
     from cocot.modeling.loading import load_here
     from cocot.system.files import must_be_writable
 
-    _hush()
+    _silence_libraries()
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
     if args.show is not None and not 0 <= args.show < len(problems):
@@ -358,7 +360,7 @@ def _export(args: argparse.Namespace) -> int:
     names = ("thoughts", "data", "task", *_GENERATOR)
     if not args.embeds and (given := [f"--{name}" for name in names if getattr(args, name) is not None]):
         raise ConfigError(f"--thoughts and problems go with --embeds; leave {', '.join(given)} out.")
-    _hush()
+    _silence_libraries()
     if args.embeds:
         problems = _select(args).problems
         write_embeddings(*load_here(args.model), problems, args.folder, args.thoughts)
@@ -376,7 +378,7 @@ def _data(args: argparse.Namespace) -> int:
     must_be_writable(args.out)
     chosen = _select(args)
     task, problems = chosen.task, chosen.problems
-    statistics = task.report(problems)
+    statistics = task.statistics(problems)
     write_problems(args.out, problems)
     for name, value in statistics.items():
         print(f"{name:>24}  {value:.3f}")
@@ -399,7 +401,7 @@ def _bench(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no GPU here; leave it out to measure on the CPU.")
-    _hush()
+    _silence_libraries()
     ratios: dict[str, float] = {}
     for ratio in measure(Bench(device, args.rounds, shapes, args.batch_size)):
         verdict = "" if ratio.goal is None else f"goal {ratio.goal:.2f} {'' if ratio.value <= ratio.goal else 'MISSED'}"

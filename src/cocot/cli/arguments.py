@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, help="file of problems, as a further test set")
     sub.add_argument("--jobs", type=_POSITIVE, help="trainings at a time (default: one for each core on a CPU, else 1)")
     sub.add_argument(
-        "--dry-run", action="store_true", help="print the plan, with times measured in miniature, and stop"
+        "--dry-run", action="store_true", help="print the plan, with times measured in a pilot run, and stop"
     )
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
@@ -122,7 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument(
-        "--controls", action="store_true", help="also with other thoughts, and with fewer: do they matter?"
+        "--ablations",
+        "--controls",
+        action="store_true",
+        help="also with other thoughts, and with fewer: do they matter?",
     )
     sub.add_argument("--batch-size", type=_POSITIVE, default=32)
     sub.add_argument(

@@ -38,7 +38,7 @@ class StageData(Dataset[Example]):
             encoder: Puts problems together.
             stage: The stage.
             seed: Names the stream of chance; differs from stage to stage.
-            problems_of_epoch: The problems of an epoch, always as many. What it returns anew, the same object, is not
+            problems_of_epoch: The problems of an epoch, always as many. What it returns again, the same object, is not
                 cut into tokens again.
             max_length: Tokens that the model can read; None for no limit.
 

@@ -31,7 +31,7 @@ _RARE = "\N{EGYPTIAN HIEROGLYPH A001}"
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A problem's pieces as token ids: cut once, put together anew at every stage."""
+    """A problem's pieces as token ids: cut once, put together again at every stage."""
 
     question: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]

@@ -30,7 +30,7 @@ class ThoughtSettings:
         num_thoughts: How many of them it was trained to need before the answer; None for a model not trained here.
         start_marker: Whether `<|start-latent|>` stands before them.
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
-        recomputes: Of an exported model: whether every thought reads all columns anew (see `modeling/self_test.py`).
+        recomputes: Of an exported model: whether every thought reads all columns again (see `modeling/self_test.py`).
     """
 
     latent_id: int = number(MISSING, low=0)

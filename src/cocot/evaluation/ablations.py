@@ -2,11 +2,11 @@
 
 In: a model that thinks, a task's problems. Out: records under the name of each control.
 
-    for name, records in run_controls(model, tokenizer, task, problems):
-        print(name, summarise(records).accuracy)
+    for name, records in run_ablations(model, tokenizer, task, problems):
+        print(name, compute_metrics(records).accuracy)
 
 The model first answers undisturbed, and its thoughts are kept. Every control is then another table of thoughts in their
-place: a row of `CONTROLS`.
+place: a row of `ABLATIONS`.
 Read next: `evaluation/evaluate.py`.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.errors import ConfigError, DataError
-from cocot.evaluation.evaluate import Record, evaluate
+from cocot.evaluation.evaluate import Prediction, evaluate
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.latent_model import thought_settings
@@ -34,7 +34,7 @@ def _noise(thoughts: Tensor) -> Tensor:
     return normalize(noise, dim=-1) * lengths
 
 
-CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
+ABLATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
     "noise": _noise,
     "shuffled": lambda thoughts: thoughts.roll(1, dims=0),
@@ -46,14 +46,14 @@ direction of the same length; the thoughts of another problem; the mean thought 
 AS_TRAINED = "as trained"
 
 
-def control_names(num_thoughts: int) -> list[str]:
-    """What `run_controls` tries on a model of so many thoughts, after `AS_TRAINED`."""
-    return [*CONTROLS, *(f"k={fewer}" for fewer in range(num_thoughts))]
+def ablation_names(num_thoughts: int) -> list[str]:
+    """What `run_ablations` tries on a model of so many thoughts, after `AS_TRAINED`."""
+    return [*ABLATIONS, *(f"k={fewer}" for fewer in range(num_thoughts))]
 
 
-def run_controls(
+def run_ablations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Sequence[Problem], **settings: Any
-) -> Iterator[tuple[str, list[Record]]]:
+) -> Iterator[tuple[str, list[Prediction]]]:
     """Evaluate undisturbed, under every control, and with k = 0 to one thought fewer than trained.
 
     Args:
@@ -72,17 +72,17 @@ def run_controls(
     """
     trained = thought_settings(model)
     if trained.filler != LATENT or not trained.num_thoughts:
-        raise ConfigError("controls replace continuous thoughts, and this model was not trained to have any.")
+        raise ConfigError("ablations replace continuous thoughts, and this model was not trained to have any.")
     if len(problems) < 2:
-        raise DataError("controls need at least two problems: one gets the thoughts of another.")
+        raise DataError("ablations need at least two problems: one gets the thoughts of another.")
     recorder = ThoughtRecorder(len(problems))
-    yield AS_TRAINED, evaluate(model, tokenizer, task, problems, edit_thought=recorder, **settings)
-    for name, control in CONTROLS.items():
+    yield AS_TRAINED, evaluate(model, tokenizer, task, problems, thought_hook=recorder, **settings)
+    for name, control in ABLATIONS.items():
         others = control(recorder.thoughts)
 
         def replace(rows: Sequence[int], number: int, thought: Tensor, others: Tensor = others) -> Tensor:
             return others[list(rows), number - 1, None].to(thought)
 
-        yield name, evaluate(model, tokenizer, task, problems, edit_thought=replace, **settings)
+        yield name, evaluate(model, tokenizer, task, problems, thought_hook=replace, **settings)
     for fewer in range(trained.num_thoughts):
         yield f"k={fewer}", evaluate(model, tokenizer, task, problems, num_thoughts=fewer, **settings)

@@ -1,9 +1,9 @@
 """Accuracy, tokens and seconds of a model on problems, with one record a problem.
 
-In: a model, its tokenizer, a task's problems. Out: `Record`s (one JSONL line each) and their `Summary`.
+In: a model, its tokenizer, a task's problems. Out: `Prediction`s (one JSONL line each) and their `Metrics`.
 
     records = evaluate(model, tokenizer, tasks.get("prosqa"), problems)
-    summary = summarise(records)
+    summary = compute_metrics(records)
 
 Read next: `experiments/tables.py` (summaries -> a table).
 """
@@ -26,14 +26,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocot.data.encoding import as_written, num_written, with_head_room
 from cocot.errors import DataError, RunError
 from cocot.evaluation.statistics import wilson_interval
-from cocot.modeling.generation import MOST_NEW_TOKENS, EditOf, answer
+from cocot.modeling.generation import MOST_NEW_TOKENS, HookFactory, answer
 from cocot.system.files import write_text
 from cocot.system.processes import processes
 from cocot.tasks.problem import Problem, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Prediction:
     """One problem and what the model made of it; `is_complete`, `num_tokens`, `seconds` as in `Answer`."""
 
     question: str
@@ -52,7 +52,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Metrics:
     """Records in one row.
 
     Attributes:
@@ -88,9 +88,9 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     shows_progress: bool = False,
-    edit_thought: EditOf | None = None,
+    thought_hook: HookFactory | None = None,
     use_generation_config: bool = False,
-) -> list[Record]:
+) -> list[Prediction]:
     """Ask the model every problem and grade its answers.
 
     An answer is compared with the expected one as the tokenizer spells it: what a model would write that gives exactly
@@ -106,7 +106,7 @@ def evaluate(
         max_new_tokens: Longest text after the thoughts, in tokens; None for as long as the longest written solution,
             with head room, at least 256, as far as the context has room.
         shows_progress: Whether to show a bar with the time left.
-        edit_thought: What becomes of a thought before it is fed back; indices are those of `problems`.
+        thought_hook: What becomes of a thought before it is fed back; indices are those of `problems`.
         use_generation_config: Whether to decode as the model's `generation_config.json` says; see `answer`.
 
     Raises:
@@ -127,12 +127,12 @@ def evaluate(
             max_new_tokens,
             batch_size,
             on_batch=bar.update,
-            edit_thought=edit_thought,
+            thought_hook=thought_hook,
             use_generation_config=use_generation_config,
             most_new_tokens=longest_answer(problems, tokenizer),
         )
     return [
-        Record(
+        Prediction(
             question=problem.question,
             expected=problem.answer,
             answer=given.text,
@@ -174,7 +174,7 @@ def _as_spelled(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase)
 
 def evaluate_together(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Sequence[Problem], **settings: Any
-) -> list[Record]:
+) -> list[Prediction]:
     """`evaluate`, with the problems shared out over the processes that `torchrun` started.
 
     Args:
@@ -195,20 +195,20 @@ def evaluate_together(
     return [shares[index % len(shares)][index // len(shares)] for index in range(len(problems))]
 
 
-def write_records(path: Path, records: Sequence[Record]) -> None:
+def write_predictions(path: Path, records: Sequence[Prediction]) -> None:
     """Write one JSON line a problem; an existing file is replaced only once the new one is whole."""
     write_text(path, "".join(json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records))
 
 
-def read_records(path: Path) -> list[Record]:
-    """What `write_records` wrote.
+def read_predictions(path: Path) -> list[Prediction]:
+    """What `write_predictions` wrote.
 
     Raises:
         RunError: the file holds something else, or another version of cocot wrote it.
     """
     try:
         with path.open(encoding="utf-8") as lines:
-            return [Record(**json.loads(line)) for line in lines]
+            return [Prediction(**json.loads(line)) for line in lines]
     except (TypeError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} does not hold records as this version writes them ({error}); remove it, and the same command "
@@ -216,11 +216,11 @@ def read_records(path: Path) -> list[Record]:
         ) from error
 
 
-def summarise(records: Sequence[Record]) -> Summary:
+def compute_metrics(records: Sequence[Prediction]) -> Metrics:
     """Accuracy with its interval, and the means of tokens and seconds."""
     num_correct = sum(record.is_correct for record in records)
     low, high = wilson_interval(num_correct, len(records))
-    return Summary(
+    return Metrics(
         accuracy=num_correct / len(records),
         low=low,
         high=high,

@@ -1,6 +1,6 @@
 """Several trainings, asked the same problems: what `cocot compare` and `cocot reproduce` do.
 
-In: a `Study`, a folder. Out: a run folder an arm with its answers, the test sets, `table.json` and `table.md`.
+In: a `Study`, a folder. Out: a run folder an trial with its answers, the test sets, `table.json` and `table.md`.
 Every training is a process of its own, `cocot train`: the product's own path. The same call goes on where it stopped,
 and neither trains nor asks again what is done.
 Read next: `experiments/jobs.py` (the processes), `experiments/tables.py` (rows -> a table).
@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot import tasks
 from cocot.errors import ConfigError, RunError
-from cocot.evaluation.ablations import AS_TRAINED, control_names, run_controls
-from cocot.evaluation.evaluate import Record, evaluate, read_records, summarise, write_records
+from cocot.evaluation.ablations import AS_TRAINED, ablation_names, run_ablations
+from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate, read_predictions, write_predictions
 from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.jobs import Training, share_stages, train_all
-from cocot.experiments.study import SEED, Arm, Study
+from cocot.experiments.study import SEED, Study, Trial
 from cocot.experiments.tables import shortcuts_of, write_table
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import answer
@@ -37,14 +37,15 @@ from cocot.training.schedule import problems_of_files
 REFERENCES = ("cot", "pause_as_thought")
 """Methods that every other one is tested against, where a study has them."""
 
-Answers = dict[str, dict[str, list[Record]]]
+Answers = dict[str, dict[str, list[Prediction]]]
 """Test set -> control (`AS_TRAINED` first) -> records."""
 
 
-def make_trainings(study: Study, arms: Sequence[Arm], out: Path) -> list[Training]:
-    """The trainings of a study, in the order of its arms; what several begin with is done once."""
+def make_trainings(study: Study, trials: Sequence[Trial], out: Path) -> list[Training]:
+    """The trainings of a study, in the order of its trials; what several begin with is done once."""
     trainings = [
-        Training(str(arm.path), study.recipe, arm.overrides, arm.config, RunFolder(out / arm.path)) for arm in arms
+        Training(str(trial.path), study.recipe, trial.overrides, trial.config, RunFolder(out / trial.path))
+        for trial in trials
     ]
     share_stages(trainings)
     return trainings
@@ -52,16 +53,16 @@ def make_trainings(study: Study, arms: Sequence[Arm], out: Path) -> list[Trainin
 
 def compare(
     study: Study,
-    arms: Sequence[Arm],
+    trials: Sequence[Trial],
     out: Path,
     jobs: int = 1,
     test_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Train every arm, ask all the same problems, write `table.json` and `table.md`.
+    """Train every trial, ask all the same problems, write `table.json` and `table.md`.
 
     Args:
         study: What to ask, and the paper's figures.
-        arms: What to train.
+        trials: What to train.
         out: Folder of the study; the run folders lie inside.
         jobs: Trainings at a time.
         test_file: A file of problems, as a further test set.
@@ -76,18 +77,18 @@ def compare(
     """
     if not study.tests and not test_file:
         raise ConfigError("this study has no problems of its own to ask; name a file of them with --data.")
-    tests = [_tests(study, arm, arms[0].config.seed, out, test_file) for arm in arms]
-    trainings = make_trainings(study, arms, out)
+    tests = [_tests(study, trial, trials[0].config.seed, out, test_file) for trial in trials]
+    trainings = make_trainings(study, trials, out)
     train_all(trainings, jobs)
     pairs = tqdm(list(zip(trainings, tests, strict=True)), desc="answers", unit="run")
-    answers = [_ask(training, own, study.controls) for training, own in pairs]
+    answers = [_ask(training, own, study.ablations) for training, own in pairs]
     sets = {path: problems for own in tests for path, problems in own.values()}
-    task = tasks.get(arms[0].config.data.task)
+    task = tasks.get(trials[0].config.data.task)
     table = {
         "note": study.note,
         "environment": environment(),
-        "rows": _rows(study, arms, trainings, answers),
-        "controls": _control_rows(arms, answers),
+        "rows": _rows(study, trials, trainings, answers),
+        "ablations": _ablation_rows(trials, answers),
         "tests": {str(path.relative_to(out)): shortcuts_of(task, problems) for path, problems in sets.items()},
     }
     write_table(table, out)
@@ -101,10 +102,10 @@ def fresh_problems(config: RunConfig, count: int, seed: int, **settings: Any) ->
 
 
 def _tests(
-    study: Study, arm: Arm, seed: int, out: Path, test_file: Path | None
+    study: Study, trial: Trial, seed: int, out: Path, test_file: Path | None
 ) -> dict[str, tuple[Path, list[Problem]]]:
-    """The test sets of an arm by name, each frozen in a file whose name says what is in it."""
-    sets = _own_tests(study, arm.config, seed)
+    """The test sets of an trial by name, each frozen in a file whose name says what is in it."""
+    sets = _own_tests(study, trial.config, seed)
     if test_file is not None:
         sets = {_name_of_file(test_file, sets): read_problems(test_file), **sets}
     frozen = {}
@@ -134,12 +135,12 @@ def _name_of_file(file: Path, taken: Container[str]) -> str:
     return name
 
 
-def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], controls: bool) -> Answers:
+def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], ablations: bool) -> Answers:
     """The answers of a trained model; they go beside it, and what lies there already is not asked again."""
     config = training.config
     names = [AS_TRAINED]
-    if controls and config.curriculum.chosen.filler == LATENT and config.curriculum.num_thoughts:
-        names += control_names(config.curriculum.num_thoughts)
+    if ablations and config.curriculum.chosen.filler == LATENT and config.curriculum.num_thoughts:
+        names += ablation_names(config.curriculum.num_thoughts)
 
     @cache
     def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,7 +152,7 @@ def _ask(training: Training, tests: Mapping[str, tuple[Path, list[Problem]]], co
         files = {name: folder / f"{name.replace(' ', '_')}.jsonl" for name in names}
         if not all(file.exists() for file in files.values()):
             _ask_model(*loaded(), config, problems, files)
-        answers[test] = {name: read_records(file) for name, file in files.items()}
+        answers[test] = {name: read_predictions(file) for name, file in files.items()}
     return answers
 
 
@@ -170,19 +171,19 @@ def _ask_model(
     first = [problem.question for problem in problems[: config.train.eval_batch_size]]
     answer(model, tokenizer, first, **settings)  # warms up, for the timing's sake
     if len(files) == 1:
-        write_records(files[AS_TRAINED], evaluate(model, tokenizer, task, problems, **settings))
+        write_predictions(files[AS_TRAINED], evaluate(model, tokenizer, task, problems, **settings))
         return
-    for name, records in run_controls(model, tokenizer, task, problems, **settings):
-        write_records(files[name], records)
+    for name, records in run_ablations(model, tokenizer, task, problems, **settings):
+        write_predictions(files[name], records)
 
 
 def _rows(
-    study: Study, arms: Sequence[Arm], trainings: Sequence[Training], answers: Sequence[Answers]
+    study: Study, trials: Sequence[Trial], trainings: Sequence[Training], answers: Sequence[Answers]
 ) -> list[dict[str, Any]]:
-    """One row a group of arms that differ in their seeds alone."""
-    own = {arm.group: [index for index, other in enumerate(arms) if other.group == arm.group] for arm in arms}
+    """One row a group of trials that differ in their seeds alone."""
+    own = {trial.group: [index for index, other in enumerate(trials) if other.group == trial.group] for trial in trials}
 
-    def records(group: tuple[str, ...], test: str) -> list[list[Record]]:
+    def records(group: tuple[str, ...], test: str) -> list[list[Prediction]]:
         return [answers[index][test][AS_TRAINED] for index in own[group]]
 
     def row(group: tuple[str, ...]) -> dict[str, Any]:
@@ -198,8 +199,8 @@ def _rows(
             }
             results[test] = {**_summary(mine), "p_values": p_values}
         return {
-            "values": {axis: value for axis, value in arms[first].values.items() if axis != SEED},
-            "seeds": [arms[index].config.seed for index in own[group]],
+            "values": {axis: value for axis, value in trials[first].values.items() if axis != SEED},
+            "seeds": [trials[index].config.seed for index in own[group]],
             "tests": results,
             "train_problems": fmean(_train_problems(trainings[index]) for index in own[group]),
             "paper": dict(study.paper.get(group[0], {})),
@@ -208,9 +209,9 @@ def _rows(
     return [row(group) for group in own]
 
 
-def _summary(seeds: Sequence[Sequence[Record]]) -> dict[str, Any]:
+def _summary(seeds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
     """Means over seeds, their spread, and the interval of all answers together."""
-    parts = [summarise(records) for records in seeds]
+    parts = [compute_metrics(records) for records in seeds]
     accuracies = [part.accuracy for part in parts]
     every = [record.is_correct for records in seeds for record in records]
     low, high = wilson_interval(sum(every), len(every))
@@ -227,7 +228,7 @@ def _summary(seeds: Sequence[Sequence[Record]]) -> dict[str, Any]:
     }
 
 
-def _mcnemar(mine: Sequence[Sequence[Record]], theirs: Sequence[Sequence[Record]]) -> float:
+def _mcnemar(mine: Sequence[Sequence[Prediction]], theirs: Sequence[Sequence[Prediction]]) -> float:
     """On the answers of all seeds, pair by pair."""
     first, second = ([record.is_correct for records in seeds for record in records] for seeds in (mine, theirs))
     return mcnemar(first, second)
@@ -240,14 +241,14 @@ def _train_problems(training: Training) -> int:
     return steps * training.config.train.batch_size
 
 
-def _control_rows(arms: Sequence[Arm], answers: Sequence[Answers]) -> list[dict[str, Any]]:
+def _ablation_rows(trials: Sequence[Trial], answers: Sequence[Answers]) -> list[dict[str, Any]]:
     """One row a model that thinks and a control, seeds apart: a control belongs to its model."""
     return [
         {
-            "values": {**arm.values, "thoughts": name},
-            "tests": {test: _summary([controls[name]]) for test, controls in own.items()},
+            "values": {**trial.values, "thoughts": name},
+            "tests": {test: _summary([found[name]]) for test, found in own.items()},
         }
-        for arm, own in zip(arms, answers, strict=True)
+        for trial, own in zip(trials, answers, strict=True)
         for name in next(iter(own.values()))
         if len(next(iter(own.values()))) > 1
     ]

@@ -2,8 +2,8 @@
 
 In: trainings that are to be done. Out: seconds of each.
 
-Every training is first done in miniature: a few optimizer steps an epoch, two epochs a stage. The second epoch of each
-stage says what a step costs there (making the problems included) and what a validation costs; what is left of the
+Every training is first done as a pilot run: a few optimizer steps an epoch, two epochs a stage. The second epoch of
+each stage says what a step costs there (making the problems included) and what a validation costs; what is left of the
 process's time is its start.
 """
 
@@ -17,7 +17,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 
-from cocot.evaluation.ablations import control_names
+from cocot.evaluation.ablations import ablation_names
 from cocot.experiments.jobs import Training, train_all
 from cocot.experiments.study import Study
 from cocot.methods.tokens import LATENT
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Estimate]:
-    """Measure every training in miniature, unless it was measured here before.
+    """Measure every training in a pilot run, unless it was measured here before.
 
     Args:
         trainings: What is to be done.
@@ -135,7 +135,7 @@ def describe_plan(study: Study, trainings: Sequence[Training], estimates: Sequen
     for training, one in zip(trainings, estimates, strict=True):
         is_done = training.run.model.exists()
         left += [] if is_done else [one.training]
-        copied = f"stages copied from {training.donor.name}: {training.num_shared}" if training.donor else ""
+        copied = f"stages copied from {training.prefix_run.name}: {training.num_shared}" if training.prefix_run else ""
         state = "done" if is_done else copied
         rows.append((training.name, f"{num_steps(training.config):,}", f"{one.training / 60:.1f}", state))
     train = max(sum(left) / jobs, max(left, default=0.0)) / 60
@@ -144,8 +144,8 @@ def describe_plan(study: Study, trainings: Sequence[Training], estimates: Sequen
 
 
 def _num_answers(study: Study, training: Training) -> int:
-    """Questions that a model is asked in the end, under controls too."""
+    """Questions that a model is asked in the end, with other thoughts too."""
     curriculum = training.config.curriculum
-    is_controlled = study.controls and curriculum.chosen.filler == LATENT and curriculum.num_thoughts > 0
-    times = 1 + len(control_names(curriculum.num_thoughts)) if is_controlled else 1
+    has_ablations = study.ablations and curriculum.chosen.filler == LATENT and curriculum.num_thoughts > 0
+    times = 1 + len(ablation_names(curriculum.num_thoughts)) if has_ablations else 1
     return times * len(study.tests) * study.num_problems

@@ -58,8 +58,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
             continue
         notes.append(table["note"])
         tables.append({"title": f"Results of {folder}", "cells": cells(table["rows"])})
-        if table["controls"]:
-            tables.append({"title": "The thoughts under control", "cells": cells(table["controls"])})
+        if table["ablations"]:
+            tables.append({"title": "With other thoughts, and with fewer", "cells": cells(table["ablations"])})
         lines += shortcuts(table)
         origin |= _origin(table["environment"])
         title, text = "Accuracy against tokens", "What a method buys with its words. Bars are 95 % intervals."

@@ -39,7 +39,7 @@ class Training:
         overrides: Dotted overrides of it.
         config: The resolved recipe.
         run: Its run folder.
-        donor: Another training, whose first stages are the same work and are copied; set by `share_stages`.
+        prefix_run: Another training, whose first stages are the same work and are copied; set by `share_stages`.
         seconds: How long the process took, once it is done.
     """
 
@@ -48,7 +48,7 @@ class Training:
     overrides: list[str]
     config: RunConfig
     run: RunFolder
-    donor: Training | None = None
+    prefix_run: Training | None = None
     seconds: float = 0.0
     _began: float = field(default=0.0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -56,12 +56,14 @@ class Training:
     @property
     def is_ready(self) -> bool:
         """Whether there is nothing to wait for, such as a training that a killed call left behind."""
-        return self.run.is_free() and (self.donor is None or len(self.donor.run.finished_stages()) >= self.num_shared)
+        return self.run.is_free() and (
+            self.prefix_run is None or len(self.prefix_run.run.finished_stages()) >= self.num_shared
+        )
 
     @property
     def num_shared(self) -> int:
-        """Stages that the donor does."""
-        return num_shared_stages(self.donor.config, self.config) if self.donor else 0
+        """Stages that the prefix_run does."""
+        return num_shared_stages(self.prefix_run.config, self.config) if self.prefix_run else 0
 
     def is_finished(self) -> bool:
         """Whether an earlier call did all of it; raises if that was a run with other settings."""
@@ -71,11 +73,11 @@ class Training:
         self.run.close()
         return True
 
-    def start(self, environment: Mapping[str, str], lifeline: int) -> None:
-        """Start the process in an environment; it stops when `lifeline`, its standard input, ends."""
+    def start(self, environment: Mapping[str, str], parent_pipe: int) -> None:
+        """Start the process in an environment; it stops when `parent_pipe`, its standard input, ends."""
         command = [sys.executable, "-m", "cocot", "train", self.recipe, "--out", str(self.run.path), "--until-eof"]
-        if self.donor:
-            command += ["--shares-with", str(self.donor.run.path)]
+        if self.prefix_run:
+            command += ["--shares-with", str(self.prefix_run.run.path)]
         self._began = time.monotonic()
         self.run.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.run.log_file.open("ab") as log:
@@ -84,7 +86,7 @@ class Training:
                 [*command, *self.overrides],
                 stdout=log,
                 stderr=log,
-                stdin=lifeline,
+                stdin=parent_pipe,
                 start_new_session=True,
                 env=environment,
             )
@@ -121,7 +123,7 @@ def share_stages(trainings: Sequence[Training]) -> None:
     for index, training in enumerate(trainings):
         best = max(trainings[:index], key=lambda other: num_shared_stages(other.config, training.config), default=None)
         if best and num_shared_stages(best.config, training.config):
-            training.donor = best
+            training.prefix_run = best
 
 
 def train_all(trainings: Sequence[Training], jobs: int) -> None:
@@ -138,7 +140,7 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
     waiting, running = [item for item in trainings if not item.is_finished()], dict[int, Training]()  # by slot
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
-        lifeline = stack.enter_context(_lifeline())
+        parent_pipe = stack.enter_context(_parent_pipe())
         signals = list[int]()
         stack.enter_context(listening(signals.append))
         stack.enter_context(_stopping(running))
@@ -147,7 +149,7 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
                 raise Interrupted("stopped; every training saved its state.", signals[0])
             free = [slot for slot in range(min(jobs, len(trainings))) if slot not in running]
             for slot, training in zip(free, [item for item in waiting if item.is_ready], strict=False):
-                training.start(_environment(training, jobs, slot), lifeline)
+                training.start(_environment(training, jobs, slot), parent_pipe)
                 waiting.remove(training)
                 running[slot] = training
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -171,7 +173,7 @@ def _environment(training: Training, jobs: int, slot: int) -> dict[str, str]:
 
 
 @contextmanager
-def _lifeline() -> Iterator[int]:
+def _parent_pipe() -> Iterator[int]:
     """The end of a pipe that nobody writes to: for who reads it, it ends when this process does, even by a kill."""
     end_to_read, end_to_keep = os.pipe()
     try:

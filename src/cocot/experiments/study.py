@@ -1,10 +1,10 @@
 """A study: one table made by several trainings. Which they are, what they are tested on, what the paper has to compare.
 
-In: the name of a shipped study and a scale, or a recipe and methods. Out: a `Study` and its `Arm`s, one a training.
+In: the name of a shipped study and a scale, or a recipe and methods. Out: a `Study` and its `Trial`s, one a training.
 
     study = read_study("prosqa", "cpu")
-    for arm in arms(study, overrides=[]):
-        print(arm.path, arm.config.curriculum.method)
+    for trial in trials(study, overrides=[]):
+        print(trial.path, trial.config.curriculum.method)
 
 Read next: `experiments/compare.py`, which makes the table; `studies/*.yaml`.
 """
@@ -39,7 +39,7 @@ class Study:
             first axis is what is compared, and is often the method.
         tests: Test sets by name: settings that replace those of the validation problems.
         num_problems: Problems a test set.
-        controls: Whether models that think are also asked with other thoughts, and with fewer.
+        ablations: Whether models that think are also asked with other thoughts, and with fewer.
         note: What a reader of the table must know of its scale.
         paper: The paper's figures by value of the first axis: accuracy, and tokens if it has them.
     """
@@ -48,7 +48,7 @@ class Study:
     axes: Mapping[str, Any]
     tests: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"test": {}})
     num_problems: int = 1000
-    controls: bool = False
+    ablations: bool = False
     note: str = ""
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Trial:
     """One training of a study.
 
     Attributes:
@@ -102,11 +102,11 @@ class Arm:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """The values but the seed: arms of one group are one row of the table."""
+        """The values but the seed: trials of one group are one row of the table."""
         return tuple(value for axis, value in self.values.items() if axis != SEED)
 
 
-def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
+def trials(study: Study, overrides: Sequence[str]) -> list[Trial]:
     """Every training of the study, the last axis turning fastest.
 
     Args:
@@ -117,7 +117,7 @@ def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
         ConfigError: an axis sets what no recipe has, or an impossible value.
     """
     options = [_options(axis, values) for axis, values in study.axes.items()]
-    made: list[Arm] = []
+    made: list[Trial] = []
     for chosen in product(*options):
         values = {axis: value for axis, value, _ in chosen}
         own = [*overrides, *(word for *_, settings in chosen for word in _as_overrides(settings))]
@@ -125,7 +125,7 @@ def arms(study: Study, overrides: Sequence[str]) -> list[Arm]:
         path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
         if any(path == other.path for other in made):
             raise ConfigError(f"{path} is there twice; name each value of an axis once.")
-        made.append(Arm(values, own, read_recipe(study.recipe, own), path))
+        made.append(Trial(values, own, read_recipe(study.recipe, own), path))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Results for people: tables in plain text and in Markdown. Reads values and files, never a model.
+"""Human-readable results: tables in plain text and in Markdown. Reads values and files, never a model.
 
 In: the content of `table.json`, or rows of evaluation results, `{values, tests: {name: summary}}`. Out: text.
 """
@@ -17,7 +17,7 @@ from cocot.tasks.problem import Problem, Task
 
 Row = dict[str, Any]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -91,7 +91,7 @@ def plain(rows: Sequence[Row]) -> str:
 def shortcuts_of(task: Task, problems: Sequence[Problem]) -> dict[str, float]:
     """What rules that do not reason would reach; empty for problems of another form than the task's own."""
     try:
-        found = task.report(problems)
+        found = task.statistics(problems)
     except CocotError:
         return {}
     return {name: value for name, value in found.items() if name.startswith("shortcut")}
@@ -110,8 +110,8 @@ def write_table(table: Row, folder: Path) -> None:
     """Write `table.json` and `table.md` into `folder`."""
     write_json(folder / "table.json", {"schema": SCHEMA, **table})
     parts = [table["note"], _markdown(table["rows"])]
-    if table["controls"]:
-        parts += ["The thoughts under control:", _markdown(table["controls"])]
+    if table["ablations"]:
+        parts += ["With other thoughts, and with fewer:", _markdown(table["ablations"])]
     if lines := shortcuts(table):
         parts += ["Without any model:", "\n".join(f"- {line}" for line in lines)]
     versions = table["environment"]["versions"]
@@ -132,7 +132,7 @@ def read_table(folder: Path) -> Row | None:
     if table.get("schema") != SCHEMA:
         raise RunError(
             f"{file} is of schema {table.get('schema')}, and this version reads {SCHEMA}; the command that made it "
-            "writes it anew, without training again."
+            "writes it again, without training again."
         )
     return table
 

@@ -64,7 +64,7 @@ def continuation_log_probs(
 def _in_one_pass(
     model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> list[Tensor]:
-    """The same for a model whose cache cannot be continued by several tokens: every text with its prompt anew."""
+    """The same for a model whose cache cannot be continued by several tokens: every text with its prompt again."""
     texts = [text for own in continuations for text in own]
     rows = [[*prompt, *text] for prompt, own in zip(prompts, continuations, strict=True) for text in own]
     ids, mask = padded(rows, "left", model.device)

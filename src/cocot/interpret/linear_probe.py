@@ -25,7 +25,7 @@ _FITTED = 0.8
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeScore:
     """What was read off one thought about one depth.
 
     Attributes:
@@ -33,7 +33,7 @@ class Reading:
         depth: Steps below the root.
         recall: Share of the true nodes among those ranked first, mean over the problems that were not fitted.
         shuffled: The same with each problem's thought replaced by another's.
-        guessing: What a random ranking would give.
+        chance: What a random ranking would give.
         problems: Problems that were scored.
     """
 
@@ -41,11 +41,11 @@ class Reading:
     depth: int
     recall: float
     shuffled: float
-    guessing: float
+    chance: float
     problems: int
 
 
-def read_frontiers(search: Search) -> list[Reading]:
+def probe_frontiers(search: Search) -> list[ProbeScore]:
     """Fit and score a probe for every thought and every depth down to the longest solution.
 
     Raises:
@@ -58,15 +58,15 @@ def read_frontiers(search: Search) -> list[Reading]:
     columns = np.array([column[name] for problem in search.problems for name in _names(problem)])
     depth = np.full((num_problems, len(column)), -2)  # of no node of the problem
     depth[search.problem, columns] = search.depth
-    readings = []
+    scores = []
     for thought in range(num_thoughts):
         inputs = np.concatenate([search.thoughts[:, thought], np.ones((num_problems, 1))], axis=1)
         others = np.roll(inputs, 1, axis=0)
         for wanted in range(1, max(len(problem.steps) for problem in search.problems) + 1):
             own, shuffled = (_recall(vectors, depth, wanted) for vectors in (inputs, others))
-            guessing = _guessing(depth, wanted)
-            readings.append(Reading(thought + 1, wanted, own.mean(), shuffled.mean(), guessing.mean(), len(own)))
-    return readings
+            chance = _chance(depth, wanted)
+            scores.append(ProbeScore(thought + 1, wanted, own.mean(), shuffled.mean(), chance.mean(), len(own)))
+    return scores
 
 
 def _names(problem: Problem) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _recall(inputs: NDArray[np.float64], depth: NDArray[np.int64], wanted: int) 
     return found
 
 
-def _guessing(depth: NDArray[np.int64], wanted: int) -> NDArray[np.float64]:
+def _chance(depth: NDArray[np.int64], wanted: int) -> NDArray[np.float64]:
     rows = _scored(depth, wanted)
     share: NDArray[np.float64] = (depth[rows] == wanted).sum(axis=1) / (depth[rows] != -2).sum(axis=1)
     return share

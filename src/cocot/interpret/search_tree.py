@@ -97,7 +97,7 @@ class Search:
         """Whether the root leads to the node; not so the root itself, (nodes,)."""
         return self.depth > 0
 
-    def masses(self, k: int) -> dict[str, NDArray[np.float64]]:
+    def probability_mass(self, k: int) -> dict[str, NDArray[np.float64]]:
         """How the probability of the next step is shared out after k thoughts, by problem.
 
         Only problems with a graph that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps
@@ -204,7 +204,7 @@ def probe_search(
             num_thoughts=k,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            edit_thought=recorder if k else None,
+            thought_hook=recorder if k else None,
         )
         outputs.append([record.output for record in records])
         correct.append([record.is_correct for record in records])

@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cocot.evaluation.statistics import wilson_interval
-from cocot.interpret.linear_probe import MIN_PROBLEMS, read_frontiers
+from cocot.interpret.linear_probe import MIN_PROBLEMS, probe_frontiers
 from cocot.interpret.path_categories import CATEGORIES
 from cocot.interpret.search_tree import Search
 from cocot.system.console import align
@@ -57,8 +57,10 @@ def _masses(search: Search) -> Table:
     """How the probability of the next step is shared out after each number of thoughts."""
     rows: Table = [("thoughts", "frontier", "reachable", "elsewhere", "no node", "problems")]
     for k in range(len(search.values)):
-        masses = search.masses(k)
-        rows.append((str(k), *(_mean(part) for part in masses.values()), f"{len(masses['frontier']):,}"))
+        probability_mass = search.probability_mass(k)
+        rows.append(
+            (str(k), *(_mean(part) for part in probability_mass.values()), f"{len(probability_mass['frontier']):,}")
+        )
     return rows
 
 
@@ -73,9 +75,9 @@ def _categories(search: Search) -> Table:
 
 def _readings(search: Search) -> Table:
     """What a linear probe finds in the thoughts."""
-    rows: Table = [("thought", "depth", "recall", "shuffled", "guessing", "problems")]
-    for one in read_frontiers(search):
-        shares = (f"{share:.3f}" for share in (one.recall, one.shuffled, one.guessing))
+    rows: Table = [("thought", "depth", "recall", "shuffled", "chance", "problems")]
+    for one in probe_frontiers(search):
+        shares = (f"{share:.3f}" for share in (one.recall, one.shuffled, one.chance))
         rows.append((str(one.thought), str(one.depth), *shares, f"{one.problems:,}"))
     return rows
 

@@ -114,7 +114,7 @@ class Method:
         return config.max_stage * config.thoughts_per_step if self.filler else 0
 
     def modules(self, model: Any) -> nn.Module | None:
-        """Modules that are trained beside the model, made anew; afterwards they are `model.method_modules`.
+        """Modules that are trained beside the model, made again; afterwards they are `model.method_modules`.
 
         Args:
             model: The model, with thoughts; not to be changed.
@@ -126,7 +126,7 @@ class Method:
 
         Args:
             run: `run(**more)` is the model's forward pass over the batch, with further arguments of it such as
-                `edit_thought`; what it returns has the cross-entropy as `loss`, to be passed on as it is.
+                `thought_hook`; what it returns has the cross-entropy as `loss`, to be passed on as it is.
             model: The model, to run further passes of it; its `method_modules` are those of `modules`.
             batch: As `data.collator.collate` makes it, on the model's device.
 

@@ -22,7 +22,7 @@ class InitConfig:
         width: Hidden size.
         heads: Attention heads.
         embedding_std: Standard deviation of fresh token embeddings; null for the architecture's own.
-        tokens: words (what white space parts), or for tasks that reckon: digits (every sign and digit is a token) or
+        tokens: words (what white space parts), or for tasks that compute: digits (every sign and digit is a token) or
             numbers (the same, but a number is one token).
         settings: Further fields of the architecture's Hugging Face config.
     """

@@ -26,20 +26,20 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import DataError, ModelError
 from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
 from cocot.modeling.latent_model import context_length, thought_settings
-from cocot.modeling.recurrence import Edit
+from cocot.modeling.recurrence import ThoughtHook
 from cocot.tasks.problem import check_whole
 
 MOST_NEW_TOKENS = 256
 """Where nothing says how long an answer may be."""
 _MOST = 1_000_000
 
-EditOf = Callable[[Sequence[int], int, Tensor], Tensor]
+HookFactory = Callable[[Sequence[int], int, Tensor], Tensor]
 """What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
 (questions, 1, width); returns what is fed back in its place, of the same shape."""
 
 
 class ThoughtRecorder:
-    """An `EditOf` that changes nothing and keeps every thought.
+    """An `HookFactory` that changes nothing and keeps every thought.
 
     Attributes:
         num_questions: Questions that will be asked.
@@ -95,7 +95,7 @@ def answer(
     *,
     streamer: BaseStreamer | None = None,
     on_batch: Callable[[int], Any] | None = None,
-    edit_thought: EditOf | None = None,
+    thought_hook: HookFactory | None = None,
     use_generation_config: bool = False,
     most_new_tokens: int = MOST_NEW_TOKENS,
 ) -> list[Answer]:
@@ -111,7 +111,7 @@ def answer(
         batch_size: Questions a batch.
         streamer: Receives the tokens as they are written; for a single question.
         on_batch: Called after every batch with the number of questions it answered.
-        edit_thought: What becomes of a thought before it is fed back; see `EditOf`.
+        thought_hook: What becomes of a thought before it is fed back; see `HookFactory`.
         use_generation_config: Whether to decode as the model's `generation_config.json` says: its penalties, samples,
             beams. Otherwise nothing of it acts, and what it would have changed is named in a warning, once.
         most_new_tokens: Bound of the longest text where `max_new_tokens` is None.
@@ -143,7 +143,7 @@ def answer(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
-        edit = partial(edit_thought, batch) if edit_thought else None
+        edit = partial(thought_hook, batch) if thought_hook else None
         written = _generate(model, tokenizer, [prompts[index] for index in batch], config, streamer, edit)
         seconds = (time.perf_counter() - began) / len(batch)
         for index, tokens in zip(batch, written, strict=True):
@@ -159,7 +159,7 @@ def _generate(
     prompts: list[list[int]],
     config: GenerationConfig,
     streamer: BaseStreamer | None,
-    edit: Edit | None,
+    edit: ThoughtHook | None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
     width = max(map(len, prompts))
@@ -176,7 +176,7 @@ def _generate(
             generation_config=config,
             tokenizer=tokenizer,  # for a folder's stop strings
             streamer=streamer,
-            edit_thought=edit,
+            thought_hook=edit,
             synced_gpus=is_shared,
         )
     model.train(was_training)

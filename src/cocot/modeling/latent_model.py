@@ -31,7 +31,7 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, ModelError
 from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.own_head import run_head
-from cocot.modeling.recurrence import CACHE, Edit, decoder_of, takes_positions, think
+from cocot.modeling.recurrence import CACHE, ThoughtHook, decoder_of, takes_positions, think
 from cocot.modeling.recurrence import latent_columns as find_columns
 from cocot.modeling.self_test import Passes, find_passes
 from cocot.modeling.shared_passes import MODEL_TYPES, TrainingPasses, can_share
@@ -70,7 +70,7 @@ class Thoughts:
         logits_to_keep: int | Tensor = 0,
         latent_columns: Sequence[int] | None = None,
         loss_positions: Tensor | None = None,
-        edit_thought: Edit | None = None,
+        thought_hook: ThoughtHook | None = None,
         cache: Any = None,
         **kwargs: Any,
     ) -> Any:
@@ -92,7 +92,7 @@ class Thoughts:
                 `loss_positions`, nothing in a step waits for the device.
             loss_positions: As `collate` gives it: `label_positions(labels)`. (A second name with "label" in it would
                 make a `Trainer` wait for it before it computes `eval_loss`.)
-            edit_thought: What becomes of a thought before it is fed back; see `thinking.Edit`.
+            thought_hook: What becomes of a thought before it is fed back; see `thinking.ThoughtHook`.
             cache: The same as `past_key_values`, as newer transformers call it.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
 
@@ -136,7 +136,7 @@ class Thoughts:
             is_latent,
             columns=latent_columns,
             attention_mask=passes.masks(attention_mask, input_ids),
-            edit_thought=edit_thought,
+            thought_hook=thought_hook,
             **positions,
             **passes.settings,
             **kwargs,
@@ -169,9 +169,9 @@ class _Passes:
         if has_thoughts:
             _check_cache(model, given, self._shared is not None, recomputes)
         if self._shared:
-            self.settings: dict[str, Any] = {"cache": self._shared.cache, "surround": self._shared.surround}
+            self.settings: dict[str, Any] = {"cache": self._shared.cache, "pass_context": self._shared.pass_context}
         else:
-            # A decoder that reads everything anew makes the cache that it needs by itself.
+            # A decoder that reads everything again makes the cache that it needs by itself.
             cache = DynamicCache(config=model.config) if given is None and not recomputes else given
             keeps_cache = use_cache or cache is not None
             self.settings = {"cache": cache, "recomputes": recomputes, "use_cache": keeps_cache}
@@ -250,7 +250,7 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
     try:
         return build(ThoughtSettings, saved, "thoughts")
     except ConfigError as error:
-        raise ModelError(f"the model's config.json is damaged, or of a newer version of cocot: {error}") from error
+        raise ModelError(f"the model's config.json is corrupted, or of a newer version of cocot: {error}") from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -215,7 +215,7 @@ def _check_finite(model: PreTrainedModel) -> None:
     for name, weight in model.named_parameters():
         is_readable = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
         if is_readable and not bool(weight.isfinite().all()):
-            raise ValueError(f"its weight {name} holds values that are not finite numbers; the file is damaged.")
+            raise ValueError(f"its weight {name} holds values that are not finite numbers; the file is corrupted.")
 
 
 def _warn_of_unread(source: str, names: list[str]) -> None:

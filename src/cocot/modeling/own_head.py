@@ -52,7 +52,7 @@ def _with(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    twin: nn.Module = object.__new__(type(module))  # `copy` would initialise a model anew that FSDP shares out
+    twin: nn.Module = object.__new__(type(module))  # `copy` would initialise a model again that FSDP shares out
     twin.__dict__.update(module.__dict__)
     twin._modules = dict(module._modules)
     return twin

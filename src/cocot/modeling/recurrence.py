@@ -31,7 +31,7 @@ CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else 
 """What transformers calls a cache, as an argument and in what a model returns: 5.24 renamed it."""
 
 Mask = Tensor | Mapping[str, Tensor | None] | None
-Edit = Callable[[int, Tensor], Tensor]
+ThoughtHook = Callable[[int, Tensor], Tensor]
 """What becomes of thought `number`, from 1, before it is fed back: (batch, 1, width) -> (batch, 1, width)."""
 
 
@@ -44,8 +44,8 @@ def think(
     columns: Sequence[int] | None = None,
     attention_mask: Mask = None,
     position_ids: Tensor | None = None,
-    edit_thought: Edit | None = None,
-    surround: Callable[[int, int], AbstractContextManager[None]] = lambda number, num_columns: nullcontext(),
+    thought_hook: ThoughtHook | None = None,
+    pass_context: Callable[[int, int], AbstractContextManager[None]] = lambda number, num_columns: nullcontext(),
     recomputes: bool = False,
     use_cache: bool = True,
     **kwargs: Any,
@@ -54,7 +54,7 @@ def think(
 
     The columns that are latent in any row split the sequence into segments. The decoder reads segment after segment
     with one growing cache, so a row's numbers do not depend on where the splits of its batch mates are. Decoders whose
-    cache cannot be continued, or not be differentiated, read all columns so far anew for every segment (`recomputes`).
+    cache cannot be continued, or not be differentiated, read all columns so far again for every segment (`recomputes`).
 
     Args:
         decoder: Decoder without its language-modelling head.
@@ -66,8 +66,8 @@ def think(
         attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
             a layer type. It covers past and current columns.
         position_ids: (batch, columns); covers the current columns only.
-        edit_thought: What becomes of the thoughts of a pass before they are fed back; for experiments.
-        surround: What a pass runs in, given its number and how many columns it reads.
+        thought_hook: What becomes of the thoughts of a pass before they are fed back; for experiments.
+        pass_context: What a pass runs in, given its number and how many columns it reads.
         recomputes: Whether every pass reads all columns from the first, and only the last one fills the cache.
         use_cache: Without it nothing is cached; that takes `recomputes`.
         **kwargs: Passed to every call of the decoder.
@@ -87,13 +87,13 @@ def think(
         if hidden:
             segment = segments[number]
             thought = hidden[-1][:, -1:].to(segment)
-            if edit_thought is not None:
-                thought = edit_thought(number, thought)
+            if thought_hook is not None:
+                thought = thought_hook(number, thought)
             first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
             segments[number] = torch.cat([first, segment[:, 1:]], dim=1)
         begin = 0 if recomputes else start
         fills_cache = use_cache and (not recomputes or number == len(edges) - 1)
-        with surround(number, end - begin):
+        with pass_context(number, end - begin):
             output = decoder(
                 inputs_embeds=torch.cat(segments[: number + 1], dim=1) if recomputes else segments[number],
                 attention_mask=_columns(attention_mask, begin, end, num_columns, None if recomputes else cache),

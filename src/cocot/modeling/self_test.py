@@ -6,7 +6,7 @@ A dozen passes over two rows of eight tokens, milliseconds on a small model, fin
 - no position sees a later one;
 - a row that is padded on the left has the numbers that it has alone;
 - the cache can be continued: by one token, as generation does, and in the middle of a sequence, as thoughts do;
-- gradients through continued caches are those of passes that read everything anew.
+- gradients through continued caches are those of passes that read everything again.
 
 In: a model. Out: the ways in which its passes may run (`Passes`), or a `ModelError` that names the class and why.
 Read next: `modeling/recurrence.py` (the passes), `modeling/latent_model.py` (who asks).
@@ -45,7 +45,7 @@ class Passes:
 
     Attributes:
         training: `shared` (passes share work, see `shared_passes.py`), `cached` (each continues the cache of the
-            ones before) or `recomputed` (each reads everything before it anew: slower, and right for every class).
+            ones before) or `recomputed` (each reads everything before it again: slower, and right for every class).
         inference: `cached` or `recomputed`.
     """
 
@@ -163,8 +163,8 @@ class _SelfTest:
         is_latent[:, list(_SPLITS)] = True
         settings = {"columns": list(_SPLITS)}
         cached = think(self.decoder, self.alone, is_latent, cache=self._new_cache(), **settings)  # type: ignore[arg-type]
-        anew = think(self.decoder, self.alone, is_latent, cache=None, recomputes=True, use_cache=False, **settings)  # type: ignore[arg-type]
-        return self._same(cached.last_hidden_state, anew.last_hidden_state)
+        again = think(self.decoder, self.alone, is_latent, cache=None, recomputes=True, use_cache=False, **settings)  # type: ignore[arg-type]
+        return self._same(cached.last_hidden_state, again.last_hidden_state)
 
     def _check_generation(self) -> None:
         """`generate` reads a token from the cache of those before it; the numbers must be those of one pass."""
@@ -193,7 +193,7 @@ class _SelfTest:
         )
 
     def _training(self) -> Literal["shared", "cached", "recomputed"]:
-        """The fastest way of training whose gradients are those of passes that read everything anew."""
+        """The fastest way of training whose gradients are those of passes that read everything again."""
         with torch.enable_grad():
             expected = self._gradient(lambda row: self._think(row, recomputes=True, cache=None, use_cache=False))
             if can_share(self.model) and self._succeeds(lambda: self._same(self._gradient(self._shared), expected)):
@@ -205,7 +205,7 @@ class _SelfTest:
     def _shared(self, embeddings: Tensor) -> Tensor:
         passes = TrainingPasses(self.model)
         mask = passes.masks(self.mask, _LENGTH, embeddings.device)
-        return self._think(embeddings, cache=passes.cache, surround=passes.surround, attention_mask=mask)
+        return self._think(embeddings, cache=passes.cache, pass_context=passes.pass_context, attention_mask=mask)
 
     def _gradient(self, hidden_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Hidden states and, for a fixed function of them, its gradient with respect to the embeddings."""

@@ -5,7 +5,7 @@ and values, keeps its copy for the backward pass, and writes gradients as large 
 values of the first pass. Here these exist once, and such gradients are summed in one product at the end
 (`deferred_gradients.py`). With gradient checkpointing, passes over many columns keep the input of every layer only.
 
-In: a model, and the mask of a step. Out: the cache, the masks and the surroundings in which `recurrence.think` runs.
+In: a model, and the mask of a step. Out: the cache, the masks and the contexts in which `recurrence.think` runs.
 The numbers are those of the plain way but for the order of sums; inference does not need any of this.
 Read next: `modeling/recurrence.py`, `modeling/deferred_gradients.py`.
 """
@@ -64,7 +64,7 @@ def enable_checkpointing(model: Any) -> None:
 
 
 class TrainingPasses:
-    """The surroundings of the passes of one training step.
+    """The contexts of the passes of one training step.
 
     Attributes:
         cache: Keys and values, as the decoder takes them.
@@ -107,7 +107,7 @@ class TrainingPasses:
         return {kind: mask_of(kind) for kind in set(kinds)} if kinds else mask_of(_SLIDING)
 
     @contextmanager
-    def surround(self, number: int, num_columns: int) -> Iterator[None]:
+    def pass_context(self, number: int, num_columns: int) -> Iterator[None]:
         """What pass `number`, over `num_columns` columns, runs in."""
         self.cache.number = number
         with ExitStack() as stack:
@@ -216,7 +216,7 @@ def attend(
     product: nothing is repeated.
     """
     if isinstance(key, Tensor):
-        # Laid out anew, queries let go of the tensor that they, keys and values are parts of.
+        # Laid out again, queries let go of the tensor that they, keys and values are parts of.
         query = query.transpose(1, 2).contiguous().transpose(1, 2)
         settings = {"scaling": scaling, "dropout": dropout, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)

@@ -62,7 +62,7 @@ def export(source: str | Path, folder: Path) -> None:
     tokenizer.chat_template = chat_template(settings, tokenizer)
     old: Any = model.generation_config
     make: Any = GenerationConfig  # its constructor has no annotations
-    model.generation_config = make(  # anew: the base model's temperature and the like are for other answers
+    model.generation_config = make(  # again: the base model's temperature and the like are for other answers
         do_sample=False,  # else `pipeline` samples
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -122,7 +122,7 @@ def prompt_embeddings(
         ModelError: the model was not trained to think and `num_thoughts` is None.
     """
     recorder = ThoughtRecorder(len(questions))
-    answer(model, tokenizer, questions, num_thoughts, 1, batch_size, edit_thought=recorder)
+    answer(model, tokenizer, questions, num_thoughts, 1, batch_size, thought_hook=recorder)
     settings = thought_settings(model)
     count = settings.num_thoughts if num_thoughts is None else num_thoughts
     table: Any = model.get_input_embeddings()

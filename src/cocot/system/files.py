@@ -172,9 +172,9 @@ def read_json(file: Path, *names: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged: it is no JSON ({type(error).__name__}). {REPAIR}") from error
+        raise RunError(f"{file} is corrupted: it is no JSON ({type(error).__name__}). {REPAIR}") from error
     if not isinstance(content, dict):
-        raise RunError(f"{file} is damaged: it holds no object. {REPAIR}")
+        raise RunError(f"{file} is corrupted: it holds no object. {REPAIR}")
     if lacking := [name for name in names if name not in content]:
-        raise RunError(f"{file} is damaged: it lacks {', '.join(lacking)}. {REPAIR}")
+        raise RunError(f"{file} is corrupted: it lacks {', '.join(lacking)}. {REPAIR}")
     return content

@@ -14,51 +14,51 @@ from pathlib import Path
 from cocot.errors import RunError
 from cocot.system.files import write_json
 
-SEAL = "checksums.json"
+MANIFEST = "checksums.json"
 _TICK = 2 * 10**9  # nanoseconds: a file that changes again within the clock of its file system looks the same
 _known: dict[Path, tuple[tuple[int, ...], str]] = {}
 """Digests of files that were read before, with what `os.stat` said of each then."""
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Declare a folder whole, as it is now."""
     sums = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
-    write_json(folder / SEAL, sums)
+    write_json(folder / MANIFEST, sums)
 
 
-def is_sealed(folder: Path) -> bool:
+def has_manifest(folder: Path) -> bool:
     """Whether the folder was declared whole."""
-    return (folder / SEAL).is_file()
+    return (folder / MANIFEST).is_file()
 
 
-def damage(folder: Path) -> list[str]:
+def corrupted_files(folder: Path) -> list[str]:
     """The files of a sealed folder that are not what was sealed; none if it was never sealed."""
-    if not is_sealed(folder):
+    if not has_manifest(folder):
         return []
     try:
-        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         sums = None
     if not isinstance(sums, dict) or not sums:
-        return [SEAL]
+        return [MANIFEST]
     return [name for name, digest in sums.items() if not (folder / name).is_file() or _digest(folder / name) != digest]
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder that is damaged.
+    """Refuse a folder that is corrupted.
 
     Raises:
         RunError: with the names of the files.
     """
-    if damaged := damage(folder):
+    if corrupted := corrupted_files(folder):
         raise RunError(
-            f"{folder} is damaged: {', '.join(damaged)} is not what was written there (sha256 in {SEAL}). Put the file "
-            f"back from a copy. If you changed it yourself and mean it, remove {SEAL}."
+            f"{folder} is corrupted: {', '.join(corrupted)} is not what was written there (sha256 in {MANIFEST}). Put the "
+            f"file back from a copy. If you changed it yourself and mean it, remove {MANIFEST}."
         )
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
 def _digest(path: Path) -> str:

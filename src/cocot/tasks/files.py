@@ -247,7 +247,7 @@ def problem_of(item: Any, where: str) -> Problem:
     try:
         graph = _graph(item)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: the graph is damaged: {error!r}. Mend it or leave its fields out.") from error
+        raise DataError(f"{where}: the graph is corrupted: {error!r}. Mend it or leave its fields out.") from error
     return Problem(item["question"], tuple(steps), item["answer"], graph)
 
 

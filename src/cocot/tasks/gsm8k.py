@@ -117,7 +117,7 @@ class _Story:
     def number(self, low: int, high: int) -> int:
         return self.rng.randint(low, max(low, min(high, self.largest)))
 
-    def reckon(self, left: int, sign: str, right: int) -> int:
+    def compute(self, left: int, sign: str, right: int) -> int:
         """Write the equation down and return its value; whole numbers only."""
         value = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
         self.steps.append(f"<<{left}{sign}{right}={value}>>")
@@ -145,7 +145,7 @@ def _gain(story: _Story) -> None:
         "The next day {n} {things} arrive by mail.",
         n=n,
     )
-    story.total = story.reckon(story.total, "+", n)
+    story.total = story.compute(story.total, "+", n)
 
 
 def _lose(story: _Story) -> None:
@@ -157,7 +157,7 @@ def _lose(story: _Story) -> None:
         "{n} of the {things} get stolen.",
         n=n,
     )
-    story.total = story.reckon(story.total, "-", n)
+    story.total = story.compute(story.total, "-", n)
 
 
 def _multiply(story: _Story) -> None:
@@ -168,7 +168,7 @@ def _multiply(story: _Story) -> None:
         "By summer the number of {things} has grown to {n} times what it was.",
         n=n,
     )
-    story.total = story.reckon(story.total, "*", n)
+    story.total = story.compute(story.total, "*", n)
 
 
 def _divisors(story: _Story) -> list[int]:
@@ -183,7 +183,7 @@ def _divide(story: _Story) -> None:
         "Only one in {n} of the {things} is good, and {name} throws the others away.",
         n=n,
     )
-    story.total = story.reckon(story.total, "/", n)
+    story.total = story.compute(story.total, "/", n)
 
 
 def _gain_boxes(story: _Story) -> None:
@@ -195,7 +195,7 @@ def _gain_boxes(story: _Story) -> None:
         n=n,
         m=m,
     )
-    story.total = story.reckon(story.total, "+", story.reckon(n, "*", m))
+    story.total = story.compute(story.total, "+", story.compute(n, "*", m))
 
 
 def _lose_boxes(story: _Story) -> None:
@@ -208,7 +208,7 @@ def _lose_boxes(story: _Story) -> None:
         n=n,
         m=m,
     )
-    story.total = story.reckon(story.total, "-", story.reckon(n, "*", m))
+    story.total = story.compute(story.total, "-", story.compute(n, "*", m))
 
 
 _EVENTS = (
@@ -292,8 +292,8 @@ class GSM8k:
         given, expected = _value(text), _value(problem.answer)
         return text.strip() == problem.answer.strip() if expected is None else given == expected
 
-    def report(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """Means over the problems, and the accuracy of rules that do not reckon.
+    def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """Means over the problems, and the accuracy of rules that do not compute.
 
         Returns:
             The mean of each statistic. The shortcuts: the last number of the question, and the sum of all of them.

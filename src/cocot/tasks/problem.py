@@ -71,7 +71,7 @@ class Task(Protocol):
     def is_correct(self, problem: Problem, text: str) -> bool:
         """Whether `text`, the model's answer after the answer mark, solves `problem`."""
 
-    def report(self, problems: Sequence[Problem]) -> dict[str, float]:
+    def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
         """Statistics worth printing beside a new data set, shortcut baselines among them."""
 
 

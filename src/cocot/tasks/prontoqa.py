@@ -335,7 +335,7 @@ class ProntoQA:
         """Whether `text` is the answer, `True` or `False`, to the letter."""
         return text.strip() == problem.answer
 
-    def report(self, problems: Sequence[Problem]) -> dict[str, float]:
+    def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
         """Means over the problems, and the accuracy of rules that do not reason.
 
         Args:

@@ -373,7 +373,7 @@ class ProsQA:
         """Whether `text` is the answer, word for word; only the amount of white space is free."""
         return text.split() == problem.answer.split()
 
-    def report(self, problems: Sequence[Problem]) -> dict[str, float]:
+    def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
         """Means over the problems, and the accuracy of a rule that does not search.
 
         Args:

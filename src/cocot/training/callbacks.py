@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cocot.system.interrupts import listening
-from cocot.training.optimizers import forget
+from cocot.training.optimizers import reset_moments
 from cocot.training.run_folder import RunFolder
 
 ACCURACY, CUT = "eval_accuracy", "eval_cut"
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_AGREEMENTS = 1.0
 _TICK = 1e-3  # seconds; some clocks stand still for longer than a step
 
 
-class Pace(TrainerCallback):
+class StageCallback(TrainerCallback):
     """When a stage validates, saves and forgets: at the end of every whole epoch, by steps, and on a signal.
 
     Ctrl-C, SIGTERM and a closed terminal let the optimizer step finish, then save and stop; a second one stops at once.
@@ -60,7 +60,7 @@ class Pace(TrainerCallback):
         trainer = self._trainer
         trainer.data.set_epoch(state.global_step // trainer.steps_per_epoch)
         if trainer.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
-            forget(trainer.bare_optimizer)
+            reset_moments(trainer.bare_optimizer)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
@@ -85,7 +85,7 @@ class Pace(TrainerCallback):
         return listening(note)
 
 
-class Journal(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Every log entry to metrics.jsonl, and a progress bar with stage, loss, accuracy and time left."""
 
     def __init__(self, run: RunFolder, stage: str) -> None:

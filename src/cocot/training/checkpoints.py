@@ -1,6 +1,6 @@
 """The checkpoints of a stage: which are whole, which is the newest, which may go.
 
-A checkpoint folder counts only once it is sealed with `checksums.json` (`system/manifest.py`); a damaged one is never
+A checkpoint folder counts only once it is sealed with `checksums.json` (`system/manifest.py`); a corrupted one is never
 loaded.
 """
 
@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from cocot.system.manifest import damage, is_sealed
+from cocot.system.manifest import corrupted_files, has_manifest
 
 _LOGGER = logging.getLogger("cocot")
 
@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 def complete_checkpoints(stage: Path) -> list[Path]:
     """The checkpoints of a stage that were written to the end, oldest first."""
-    return sorted(filter(is_sealed, _checkpoints(stage)), key=step_of)
+    return sorted(filter(has_manifest, _checkpoints(stage)), key=step_of)
 
 
 def _checkpoints(stage: Path) -> list[Path]:
@@ -35,15 +35,15 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(stage: Path) -> Path | None:
-    """The newest checkpoint of a stage that is as it was written. Damaged ones are named, and passed over."""
+    """The newest checkpoint of a stage that is as it was written. Corrupted ones are named, and passed over."""
     for folder in reversed(complete_checkpoints(stage)):
-        damaged = damage(folder)
-        if not damaged:
+        corrupted = corrupted_files(folder)
+        if not corrupted:
             return folder
         _LOGGER.warning(
-            "%s is damaged (%s is not what was written there); resuming from what was saved before it.",
+            "%s is corrupted (%s is not what was written there); resuming from what was saved before it.",
             folder,
-            ", ".join(damaged),
+            ", ".join(corrupted),
         )
     return None
 
@@ -51,7 +51,7 @@ def newest_checkpoint(stage: Path) -> Path | None:
 def prune_checkpoints(newest: Path, keep: int) -> None:
     """Remove all of a stage's checkpoints but `newest` and the whole ones before it, `keep` in all.
 
-    Later ones are damaged: the run did not go on from them.
+    Later ones are corrupted: the run did not go on from them.
     """
     kept = [folder for folder in complete_checkpoints(newest.parent) if step_of(folder) <= step_of(newest)][-keep:]
     for folder in _checkpoints(newest.parent):

@@ -149,8 +149,8 @@ class RunConfig:
         curriculum: The method and its stages.
         train: The optimizer's settings.
         seed: Seeds weights, data and order.
-        cost: What the recipe costs, for people.
-        result: What the recipe reached, for people.
+        cost: What the recipe costs, human-readable.
+        result: What the recipe reached, human-readable.
     """
 
     model: ModelConfig

@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, factor: float = 1.0) 
     chosen = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     muon = Muon(matrices, lr=config.muon_learning_rate * factor, weight_decay=decay)
-    return Together(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True))
+    return CombinedOptimizer(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True))
 
 
 def _block_matrices(model: Any) -> list[Tensor]:
@@ -42,7 +42,7 @@ def _block_matrices(model: Any) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.dim() == 2 and id(parameter) not in tables]
 
 
-class Together(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Several optimizers as one: their groups side by side, each stepped by its own."""
 
     def __init__(self, *parts: Optimizer) -> None:
@@ -107,13 +107,13 @@ def _shared(value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def forget(optimizer: Optimizer) -> None:
+def reset_moments(optimizer: Optimizer) -> None:
     """Drop every moment; rates stay."""
     for part in getattr(optimizer, "parts", [optimizer]):
         part.state.clear()
 
 
-def inherit(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Take over the moments of an earlier stage's optimizer; the rates stay those of `optimizer`."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     load_whole_state(optimizer, state)

@@ -34,7 +34,7 @@ class Data:
     Attributes:
         valid: For validation.
         train: Problems of a stage and an epoch: `train(planned, epoch)`.
-        note: One line on problems that were set aside, for people; may be empty.
+        note: One line on problems that were set aside, human-readable; may be empty.
     """
 
     valid: Sequence[Problem]

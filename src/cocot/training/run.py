@@ -4,7 +4,7 @@ In: a `RunConfig` and a folder. Out: a filled run folder (`training/run_folder.p
 
     train(config, "runs/mine")      # the same call again goes on where it stopped
 
-Training validates by answering questions, never on test data. A stage ends by the clock or on accuracy; the best model
+Training validates by answering questions, never on test data. A stage ends by epochs or on accuracy; the best model
 is picked within the last stage.
 Read next: `training/schedule.py` (which stages), `training/trainer.py` (one of them).
 """
@@ -39,7 +39,7 @@ from cocot.modeling.loading import load, load_together, load_tokenizer
 from cocot.modeling.lora import in_four_bits, merged, with_adapter
 from cocot.modeling.special_tokens import add_missing, add_tokens
 from cocot.system.files import new_folder
-from cocot.system.manifest import check, seal
+from cocot.system.manifest import check, write_manifest
 from cocot.system.processes import check_together, decided, once, processes
 from cocot.system.write_errors import cannot_write
 from cocot.tasks.problem import Problem, num_seen
@@ -105,7 +105,7 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
         run.describe(config, fingerprint([*first, *data.valid]))
         _warn_of_seen(config, first, data.valid)
         if other is not None:
-            run.adopt(other, num_shared)
+            run.copy_stages(other, num_shared)
         _finish_stage(run, stages)  # if the run was killed between a stage's last checkpoint and its entry
 
     try:
@@ -194,7 +194,7 @@ def _train_stages(
             plain.config.thoughts = model.config.thoughts
             plain.save_pretrained(result)
             tokenizer.save_pretrained(result)
-            seal(result)
+            write_manifest(result)
 
     once(copy_best)
 
@@ -350,21 +350,21 @@ def _run_stage(
         run=run,
         seed=config.seed + number,
         keeps_best=number == len(stages) - 1,
-        inherited_optimizer=earlier if config.train.optimizer_reset == "never" else None,
+        earlier_moments=earlier if config.train.optimizer_reset == "never" else None,
         # what a pretrained model could do before is part of the result
         validates_first=number == 0 and checkpoint is None and config.model.path is not None,
     )
-    once(lambda: run.rewind_log(stage.name, step_of(checkpoint) if checkpoint else -1))
-    with trainer.pace.listening(), closing(trainer.journal):
+    once(lambda: run.truncate_log(stage.name, step_of(checkpoint) if checkpoint else -1))
+    with trainer.stage_callback.listening(), closing(trainer.metrics_callback):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     once(lambda: _finish_stage(run, stages))
     num_finished = len(run.finished_stages())
-    is_interrupted = trainer.pace.agree(trainer.state.global_step)
+    is_interrupted = trainer.stage_callback.agree(trainer.state.global_step)
     assert is_interrupted or num_finished > number
     if is_interrupted and num_finished < len(stages):
         raise Interrupted(
             f"stopped in {stage.name} after step {trainer.state.global_step}; everything is saved in {run.path}.",
-            trainer.pace.signal,
+            trainer.stage_callback.signal,
         )
 
 
@@ -374,8 +374,8 @@ def _with_leftover(run: RunFolder, stages: Sequence[PlannedStage]) -> PlannedSta
     planned = stages[len(finished)]
     if planned is not stages[-1]:
         return planned
-    by_the_clock = sum(item.stage.num_epochs for item in stages)
-    left = by_the_clock - sum(entry["epochs"] for entry in finished)
+    total_epochs = sum(item.stage.num_epochs for item in stages)
+    left = total_epochs - sum(entry["epochs"] for entry in finished)
     return replace(planned, stage=replace(planned.stage, num_epochs=left))
 
 

@@ -6,7 +6,7 @@
     model/           the result: a plain Hugging Face folder
 
 Files are written as `system/files.py` does it, so a kill leaves the old one or the new one. A checkpoint folder
-counts only once it is sealed with `checksums.json`; a damaged one is never loaded.
+counts only once it is sealed with `checksums.json`; a corrupted one is never loaded.
 Read next: `training/run.py`, which fills it.
 """
 
@@ -116,14 +116,14 @@ class RunFolder:
         """The run's resolved recipe.
 
         Raises:
-            RunError: `config.yaml` is not there, is damaged, or a newer version of cocot wrote it.
+            RunError: `config.yaml` is not there, is corrupted, or a newer version of cocot wrote it.
         """
         if not self.config.is_file():
             raise RunError(f"{self.path} is no run folder: it has no config.yaml.")
         try:
             return read_recipe(str(self.config))
         except ConfigError as error:
-            raise RunError(f"{self.config} is damaged, or of a newer version of cocot: {error}") from error
+            raise RunError(f"{self.config} is corrupted, or of a newer version of cocot: {error}") from error
 
     def is_free(self) -> bool:
         """Whether no process is training here."""
@@ -191,19 +191,19 @@ class RunFolder:
         try:
             return [asdict(entry) for entry in build(_State, read_json(file)).finished_stages]
         except ConfigError as error:
-            raise RunError(f"{file} is damaged, or of a newer version of cocot: {error} {REPAIR}") from error
+            raise RunError(f"{file} is corrupted, or of a newer version of cocot: {error} {REPAIR}") from error
 
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Append a stage to those that are done."""
         write_json(self.path / "state.json", {"finished_stages": [*self.finished_stages(), entry]})
 
-    def adopt(self, other: RunFolder, count: int) -> None:
+    def copy_stages(self, other: RunFolder, count: int) -> None:
         """Take over the first `count` stages of another run, if they are done there and not here."""
         for entry in other.finished_stages()[len(self.finished_stages()) : count]:
             check(other.path / entry["checkpoint"])
             with new_folder(self.path / entry["checkpoint"]) as checkpoint:
                 shutil.copytree(other.path / entry["checkpoint"], checkpoint, dirs_exist_ok=True)
-            self.rewind_log(entry["name"], -1)  # if the last try was killed here
+            self.truncate_log(entry["name"], -1)  # if the last try was killed here
             for logged in other.read_log():
                 if logged["stage"] == entry["name"]:
                     self.log(logged)
@@ -235,7 +235,7 @@ class RunFolder:
             raise RunError(f"{self.metrics}: line {entries.index(None) + 1} is no log entry. {REPAIR}")
         return [entry for entry in entries if entry is not None]
 
-    def rewind_log(self, stage: str, step: int) -> None:
+    def truncate_log(self, stage: str, step: int) -> None:
         """Drop the entries of `stage` after `step`: a resumed run will log them again."""
         kept = [entry for entry in self.read_log() if entry["stage"] != stage or entry["step"] <= step]
         write_text(self.metrics, "".join(f"{json.dumps(entry)}\n" for entry in kept))

@@ -1,4 +1,4 @@
-"""What a run will do, before it does it: the stages with their rates and sizes, and a print of them for people.
+"""What a run will do, before it does it: the stages with their rates and sizes, and a human-readable print of them.
 
 In: a `RunConfig`. Out: `PlannedStage`s, which training follows and `cocot train --dry-run` prints.
 Read next: `training/run.py`.
@@ -27,10 +27,10 @@ class PlannedStage:
     """A stage and everything that is particular to it.
 
     Attributes:
-        stage: Which reasoning is removed, for how many epochs by the clock.
+        stage: Which reasoning is removed, for how many epochs by epochs.
         generate: The generator's settings for its problems.
         learning_rate_factor: Factor of every learning rate.
-        advance_at: Validation accuracy that ends it early; None for the clock alone.
+        advance_at: Validation accuracy that ends it early; None for epochs alone.
     """
 
     stage: Stage
@@ -54,7 +54,7 @@ class Batches:
     world_size: int
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line, human-readable."""
         return (
             f"batch of {self.size} = {self.per_device} on a device"
             f" x {self.accumulation} accumulated x {self.world_size} processes"
@@ -62,7 +62,7 @@ class Batches:
 
 
 def plan(config: RunConfig) -> list[PlannedStage]:
-    """The stages of a run, the warm-up first; the last one always ends by the clock.
+    """The stages of a run, the warm-up first; the last one always ends by epochs.
 
     Raises:
         ConfigError: `train.stage_learning_rate` names a stage that the run does not have.
@@ -169,7 +169,7 @@ def num_batches(config: RunConfig, num_problems: int) -> int:
 
 
 def num_steps(config: RunConfig) -> int:
-    """Optimizer steps of a run by the clock: the same for every method."""
+    """Optimizer steps of a run by epochs: the same for every method."""
     return sum(item.stage.num_epochs for item in plan(config)) * steps_per_epoch(config)
 
 

@@ -35,8 +35,8 @@ class Selection:
     Attributes:
         task: Grades the answers.
         problems: What to ask.
-        grader: The task's name and who named it, for people.
-        source: Where the problems come from, for people.
+        grader: The task's name and who named it, human-readable.
+        source: Where the problems come from, human-readable.
     """
 
     task: Task
@@ -58,7 +58,7 @@ def select(
 
     The grader is the task that is named; else the one that the model was trained for. The problems are those of the
     file; else those that the model's run was validated on, if they come from a file, too; else generated ones of the
-    run's own kind. A task or a mode begins anew, since the run's settings may not go with it.
+    run's own kind. A task or a mode begins again, since the run's settings may not go with it.
 
     Args:
         model: A run folder, a model folder or the id of a model on the Hub; None for no model.

@@ -34,19 +34,19 @@ from cocot.data.collator import collate
 from cocot.data.dataset import StageData
 from cocot.data.sampler import EpochSampler
 from cocot.errors import ConfigError, RunError
-from cocot.evaluation.evaluate import Record, evaluate_together, summarise
+from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate_together
 from cocot.methods.tokens import LATENT
 from cocot.modeling.loading import load
 from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.settings.typed import choose, short
 from cocot.system.files import explained, new_folder
-from cocot.system.manifest import seal
+from cocot.system.manifest import write_manifest
 from cocot.tasks.problem import Problem, Task
-from cocot.training.callbacks import ACCURACY, CUT, Journal, Pace
+from cocot.training.callbacks import ACCURACY, CUT, MetricsCallback, StageCallback
 from cocot.training.checkpoints import prune_checkpoints
 from cocot.training.compatibility import check_overrides
 from cocot.training.config import TrainConfig
-from cocot.training.optimizers import build_optimizer, inherit, load_whole_state, whole_state
+from cocot.training.optimizers import build_optimizer, load_moments, load_whole_state, whole_state
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import Batches, PlannedStage
 
@@ -106,7 +106,7 @@ class StageTrainer(Trainer):
         run: RunFolder,
         seed: int,
         keeps_best: bool,
-        inherited_optimizer: Path | None,
+        earlier_moments: Path | None,
         validates_first: bool = False,
     ) -> None:
         """Prepare the stage.
@@ -122,13 +122,13 @@ class StageTrainer(Trainer):
             run: The run's folder.
             seed: Seeds order and dropout.
             keeps_best: Whether the best model goes to the run's `best/`.
-            inherited_optimizer: State file of the optimizer of the stage before; None to begin without moments.
+            earlier_moments: State file of the optimizer of the stage before; None to begin without moments.
             validates_first: Whether to validate before the first step, too.
         """
         self.planned, self.data, self.config = planned, data, config
         self._tokenizer, self._folder = tokenizer, run.stage(planned.stage.name)
         self._validation, self._run, self._keeps_best = validation, run, keeps_best
-        self._inherited = inherited_optimizer
+        self._inherited = earlier_moments
         self.steps_per_epoch = len(data) // config.batch_size
         super().__init__(
             model=model,
@@ -142,11 +142,11 @@ class StageTrainer(Trainer):
             self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
         if config.gradient_checkpointing:
             enable_checkpointing(model)
-        self.journal = Journal(run, planned.stage.name)
-        self.add_callback(self.journal)
+        self.metrics_callback = MetricsCallback(run, planned.stage.name)
+        self.add_callback(self.metrics_callback)
         self.remove_callback(PrinterCallback)
-        self.pace = Pace(self)
-        self.add_callback(self.pace)
+        self.stage_callback = StageCallback(self)
+        self.add_callback(self.stage_callback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer at this stage's rates."""
@@ -158,7 +158,7 @@ class StageTrainer(Trainer):
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's, once the optimizer knows its weights and has the moments of the stage before."""
         if self._inherited is not None:
-            inherit(self.bare_optimizer, _read(self._inherited, maps=self.is_fsdp_enabled))
+            load_moments(self.bare_optimizer, _read(self._inherited, maps=self.is_fsdp_enabled))
         return super().create_scheduler(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -179,7 +179,7 @@ class StageTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answer the validation questions; keep the model if it is the last stage's best, end the stage if it may."""
         began = time.perf_counter()
-        summary = summarise(self._validate())
+        summary = compute_metrics(self._validate())
         is_trained = self.state.global_step > 0
         best_before = max((entry[ACCURACY] for entry in self._validations()), default=-1.0)
         if self._keeps_best and is_trained and summary.accuracy > best_before:
@@ -208,9 +208,9 @@ class StageTrainer(Trainer):
         with new_folder(self._run.best) as folder:
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
             self._tokenizer.save_pretrained(folder)
-            seal(folder)
+            write_manifest(folder)
 
-    def _validate(self) -> list[Record]:
+    def _validate(self) -> list[Prediction]:
         return evaluate_together(
             self.accelerator.unwrap_model(self.model),
             self._tokenizer,
@@ -235,7 +235,7 @@ class StageTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # every process adds its random state
                 if self.is_world_process_zero():
-                    seal(folder)
+                    write_manifest(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
