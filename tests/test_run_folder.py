@@ -312,7 +312,7 @@ BROKEN: dict[str, bytes] = {
 def test_a_damaged_file_of_a_run_is_named(
     file: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever stands in a file of the run folder, training resumes from it or says in one line that it is corrupted."""
+    """Whatever stands in a file of the run folder, training resumes or says in one line that it is corrupted."""
     run = RunFolder(tmp_path / "run")
     run.open(tiny_config())
     run.close()

@@ -52,8 +52,8 @@ def check(folder: Path) -> None:
     """
     if corrupted := corrupted_files(folder):
         raise RunError(
-            f"{folder} is corrupted: {', '.join(corrupted)} is not what was written there (sha256 in {MANIFEST}). Put the "
-            f"file back from a copy. If you changed it yourself and mean it, remove {MANIFEST}."
+            f"{folder} is corrupted: {', '.join(corrupted)} is not what was written there (sha256 in {MANIFEST}). Put "
+            f"the file back from a copy. If you changed it yourself and mean it, remove {MANIFEST}."
         )
 
 
