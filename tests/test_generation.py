@@ -17,7 +17,7 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, DataError, ModelError
 from cocot.methods.tokens import SPECIAL_TOKENS
 from cocot.modeling.generation import _room, answer
-from cocot.modeling.latent_model import thought_settings
+from cocot.modeling.thought_settings import thought_settings
 
 EOS = TOKENIZER.eos_token_id
 BANNED = TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS))

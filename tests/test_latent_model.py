@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import cocot
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError
-from cocot.modeling.latent_model import thought_settings
 from cocot.modeling.recurrence import CACHE
+from cocot.modeling.thought_settings import thought_settings
 
 # Largest difference allowed, relative to the largest entry of the tensor. Measured, worst of this file: 5.0e-7.
 TOLERANCE = 1e-5

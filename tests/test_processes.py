@@ -40,7 +40,7 @@ import hashlib, json, os, resource, sys
 from pathlib import Path
 from cocot.modeling.loading import processes
 from cocot.training.problems import prepare_data
-from cocot.training.run import prepare_model
+from cocot.training.starting_model import prepare_model
 from runs_support import tiny_config
 
 def resident():
@@ -115,10 +115,11 @@ TRAIN = """
 import json, os, signal, sys
 from pathlib import Path
 from cocot.cli import main
+from cocot.training import callbacks
 from cocot.training.trainer import StageTrainer
 
 SIGNAL_AT, counts = 60, {"steps": 0, "asked": 0}
-step, largest = StageTrainer.training_step, StageTrainer.largest
+step, largest = StageTrainer.training_step, callbacks.largest
 
 def counted_step(trainer, *args, **kwargs):
     counts["steps"] += 1
@@ -126,11 +127,11 @@ def counted_step(trainer, *args, **kwargs):
         signal.raise_signal(signal.SIGINT)
     return step(trainer, *args, **kwargs)
 
-def counted_largest(trainer, *values):
+def counted_largest(device, *values):
     counts["asked"] += 1
-    return largest(trainer, *values)
+    return largest(device, *values)
 
-StageTrainer.training_step, StageTrainer.largest = counted_step, counted_largest
+StageTrainer.training_step, callbacks.largest = counted_step, counted_largest
 assert main(sys.argv[1:]) == 130
 Path(sys.argv[2]).with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(counts))
 """

@@ -52,8 +52,8 @@ from cocot.training import trainer as trainer_module
 from cocot.training.checkpoints import complete_checkpoints
 from cocot.training.config import RunConfig, WarmupConfig
 from cocot.training.fsdp import check_fsdp
-from cocot.training.problems import prepare_data, vocabulary_sample
-from cocot.training.run import _longest_answer, prepare_model, train
+from cocot.training.problems import prepare_data
+from cocot.training.run import RunInProgress, train
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import plan
 from cocot.training.trainer import StageTrainer
@@ -519,7 +519,7 @@ def test_a_diverging_stage_stops_and_keeps_what_was_good(
 
     def step_then_overflow(trainer: StageTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = step(trainer, *args, **kwargs)
-        if trainer.planned.stage.name == "final" and trainer.state.global_step == 1:
+        if trainer.job.planned.stage.name == "final" and trainer.state.global_step == 1:
             next(iter(trainer.model.parameters())).grad.fill_(torch.inf)
         return loss
 
@@ -989,14 +989,14 @@ def chains(tmp_path: Path, num_words: int) -> RunConfig:
 def test_validation_waits_as_long_as_its_answers_take(tmp_path: Path) -> None:
     """Without a limit in the recipe, each stage has room for its own longest text and a quarter more."""
     config = chains(tmp_path, 150)
-    stages, data = plan(config), prepare_data(config)
-    model, tokenizer = prepare_model(config, vocabulary_sample(data, stages))
-    encoder = Encoder(config.curriculum, tokenizer)
-    rooms = [_longest_answer(config, planned, model, encoder, data) for planned in stages]
-    assert [planned.stage.name for planned in stages] == ["stage_0", "stage_1", "final"]
-    assert rooms == [303 + 303 // 4, 153 + 153 // 4, 3 + 8]
     explicit = replace(config, train=replace(config.train, eval_max_new_tokens=5))
-    assert [_longest_answer(explicit, planned, model, encoder, data) for planned in stages] == [5, 5, 5]
+    waits = []
+    for chosen in (config, explicit):
+        run = RunInProgress(chosen, RunFolder(tmp_path / "planned"))
+        run.prepare()
+        waits.append({planned.stage.name: run.longest_answer(planned) for planned in run.stages})
+    assert waits[0] == {"stage_0": 303 + 303 // 4, "stage_1": 153 + 153 // 4, "final": 3 + 8}
+    assert waits[1] == dict.fromkeys(waits[0], 5)
     with pytest.raises(DataError, match=r"question takes \d+ tokens, thoughts included, and its answer takes 523, but"):
         train(chains(tmp_path, 260), tmp_path / "run")
     assert not (tmp_path / "run" / "stages").exists()

@@ -33,10 +33,11 @@ from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.system.files import unfinished
 from cocot.training.config import DataConfig, RunConfig, TrainConfig
 from cocot.training.problems import prepare_data, vocabulary_sample
-from cocot.training.run import prepare_model
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import Batches, plan
-from cocot.training.trainer import StageTrainer, Validation
+from cocot.training.stage_job import StageJob, Validation
+from cocot.training.starting_model import prepare_model
+from cocot.training.trainer import StageTrainer
 
 _WORD_ID = 0
 _NEW_TOKENS = 16
@@ -253,19 +254,17 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
         run = RunFolder(folder)
         with closing(run):
             run.open(config)
-            trainer = StageTrainer(
-                model=model,
-                tokenizer=tokenizer,
+            job = StageJob(
                 planned=planned,
+                method=config.curriculum.chosen,
                 data=StageData(encoder, planned.stage, "bench", lambda epoch: data.train(planned, epoch), None),
                 validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS, 1),
                 config=config.train,
                 batches=Batches(config.train.batch_size, config.train.batch_size, 1, 1),
                 run=run,
                 seed=number,
-                keeps_best=False,
-                earlier_moments=None,
             )
+            trainer = StageTrainer(model, tokenizer, job)
             trainer.add_callback(clock)
             with closing(trainer.metrics_callback):
                 trainer.train()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from statistics import median
@@ -25,6 +25,7 @@ from cocot.data.examples import IGNORED, Example
 from cocot.data.sampler import EpochSampler
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.latent_model import give_thoughts
+from cocot.modeling.thought_settings import set_thought_settings, thought_settings
 
 SHAPES: dict[str, dict[str, Any]] = {
     "124m": {"n_layer": 12, "n_embd": 768, "n_head": 12},
@@ -83,7 +84,7 @@ def models(shape: dict[str, Any], device: torch.device) -> tuple[Any, Any]:
     settings: dict[str, Any] = {"vocab_size": VOCABULARY, "n_positions": _CONTEXT}
     bare: Any = GPT2LMHeadModel(GPT2Config(**shape, **settings, **NO_DROPOUT))
     thinking: Any = give_thoughts(copy.deepcopy(bare), build_tokenizer([]))
-    thinking.config.thoughts["latent_id"] = _LATENT_ID
+    set_thought_settings(thinking, replace(thought_settings(thinking), latent_id=_LATENT_ID))
     return bare.to(device).train(), thinking.to(device).train()
 
 

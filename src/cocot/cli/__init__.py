@@ -92,12 +92,13 @@ def _train(args: argparse.Namespace) -> int:
     _silence_libraries()
     if args.dry_run:
         return _dry_run(config)
+    from cocot.system.launch import rank
     from cocot.training.run import train
 
     if args.until_eof:
         threading.Thread(target=_stop_at_eof, daemon=True).start()
     run = train(config, out, args.shares_with)
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         return 0  # the first process speaks for all
     for entry in run.finished_stages():
         cut = f" ({entry['cut']:.0f} answers cut)" if entry.get("cut") else ""
@@ -135,8 +136,8 @@ def _warn_of_batch(config: RunConfig, recipe: RunConfig) -> None:
 
 def _dry_run(config: RunConfig) -> int:
     from cocot.training.problems import prepare_data, vocabulary_sample
-    from cocot.training.run import prepare_tokenizer
     from cocot.training.schedule import describe_encoding, describe_plan, plan
+    from cocot.training.starting_model import prepare_tokenizer
 
     data = prepare_data(config)
     stages = plan(config)
@@ -263,7 +264,7 @@ def _beside_model(args: argparse.Namespace, name: str) -> Path | None:
 def _how(args: argparse.Namespace, model: Any, tokenizer: Any, chosen: Selection) -> str:
     """What decides the numbers, in one line."""
     from cocot.evaluation.evaluate import longest_answer
-    from cocot.modeling.latent_model import thought_settings
+    from cocot.modeling.thought_settings import thought_settings
 
     count = thought_settings(model).num_thoughts if args.thoughts is None else args.thoughts
     room = f"{longest_answer(chosen.problems, tokenizer)} tokens, if the context has room"

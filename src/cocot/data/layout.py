@@ -31,6 +31,7 @@ class ThoughtSettings:
         start_marker: Whether `<|start-latent|>` stands before them.
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
         recomputes: Of an exported model: whether every thought reads all columns again (see `modeling/self_test.py`).
+        modules_of: Name of the method whose modules the model keeps (`Method.keeps_modules`); None for most models.
     """
 
     latent_id: int = number(MISSING, low=0)
@@ -39,6 +40,7 @@ class ThoughtSettings:
     start_marker: bool = True
     task: str | None = None
     recomputes: bool = False
+    modules_of: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self, "thoughts")

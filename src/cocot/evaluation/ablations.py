@@ -24,7 +24,7 @@ from cocot.errors import ConfigError, DataError
 from cocot.evaluation.evaluate import Prediction, evaluate
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import ThoughtRecorder
-from cocot.modeling.latent_model import thought_settings
+from cocot.modeling.thought_settings import thought_settings
 from cocot.tasks.problem import Problem, Task
 
 

@@ -30,7 +30,7 @@ from cocot.methods.tokens import ANSWER_MARK
 from cocot.system.files import read_json, write_text
 from cocot.tasks.graphs import mentioned
 from cocot.tasks.problem import Graph, Problem
-from cocot.training.run_folder import RunFolder
+from cocot.training.run_folder import CONFIG, RunFolder
 
 _MOST_TREES = 50
 _GAP = 70
@@ -77,9 +77,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     if not searches:
         missing.append("No run was probed, so there is no search to see: `cocot probe RUN` adds it.")
     for run in runs.values():
-        file = run.path / "run.json"
-        if file.exists() and not origin:
-            origin = _origin(read_json(file, "versions", "commit", "platform"))
+        if run.about.exists() and not origin:
+            origin = _origin(read_json(run.about, "versions", "commit", "platform"))
     trees = {f"search{number}": _trees(search) for number, search in enumerate(searches.values())}
     page = _template("page.html").render(
         title=", ".join(folder.resolve().name for folder in folders),
@@ -102,7 +101,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
 
 def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:
     """The run folders in a folder, itself or below, by name; by path where there are other folders."""
-    files = (file.relative_to(folder) for file in folder.rglob("config.yaml"))
+    files = (file.relative_to(folder) for file in folder.rglob(CONFIG))
     found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
     if not found:
         raise RunError(

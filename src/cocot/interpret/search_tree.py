@@ -35,7 +35,7 @@ from cocot.evaluation.evaluate import evaluate
 from cocot.interpret.likelihood import continuation_log_probs
 from cocot.interpret.path_categories import categorise
 from cocot.modeling.generation import ThoughtRecorder
-from cocot.modeling.latent_model import thought_settings
+from cocot.modeling.thought_settings import thought_settings
 from cocot.system.files import new_folder, read_json, write_json
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from cocot.errors import ConfigError
 from cocot.settings.typed import check_numbers, number
 
+RESULT = "model"
+"""The folder in a run folder that holds the result of the training."""
+
 
 @dataclass(frozen=True)
 class InitConfig:

@@ -25,8 +25,9 @@ from cocot.data.encoding import answer_in, answer_mark, decode, encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import DataError, ModelError
 from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
-from cocot.modeling.latent_model import context_length, thought_settings
+from cocot.modeling.latent_model import context_length
 from cocot.modeling.recurrence import ThoughtHook
+from cocot.modeling.thought_settings import thought_settings
 from cocot.tasks.problem import check_whole
 
 MOST_NEW_TOKENS = 256

@@ -36,7 +36,11 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from cocot.assets import bundled_models, locate
 from cocot.errors import CocotError, ModelError
+from cocot.methods import METHODS
+from cocot.modeling.config import RESULT
 from cocot.modeling.latent_model import give_thoughts
+from cocot.modeling.method_modules import add_modules, is_of_method
+from cocot.modeling.thought_settings import settings_in, thought_settings
 from cocot.system.manifest import check
 from cocot.system.processes import check_together, processes
 
@@ -74,7 +78,7 @@ def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
         return {}
     with _explained(place) as source:
         config, _ = PreTrainedConfig.get_config_dict(source)
-        return dict(config.get("thoughts") or {})
+        return settings_in(config)
 
 
 def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -118,10 +122,22 @@ def _load_unchecked(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrain
             raise ValueError(f"its weights lack {', '.join(sorted(loading['missing_keys']))}.")
         _keep_unpacked(model)
         _check_finite(model)
-        _warn_of_unread(source, loading["unexpected_keys"])
+        _warn_of_unread(source, [name for name in loading["unexpected_keys"] if not is_of_method(name)])
     tokenizer = load_tokenizer(path_or_hub_id)
-    with _explained(place):
-        return give_thoughts(model, tokenizer), tokenizer
+    with _explained(place) as source:
+        give_thoughts(model, tokenizer)
+        _add_kept_modules(model, source)
+    return model, tokenizer
+
+
+def _add_kept_modules(model: PreTrainedModel, source: str) -> None:
+    """The modules of its method that a model keeps, if it does."""
+    name = thought_settings(model).modules_of
+    if name is None:
+        return
+    if name not in METHODS:
+        raise ValueError(f"it keeps modules of the method {name!r}, which is not registered here: import it first.")
+    add_modules(model, METHODS[name], Path(source))
 
 
 def load_together(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -177,7 +193,7 @@ def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:
             raise ModelError(f"{name} takes the package gguf: pip install 'cocot[smollm]'.")
         folder, _, file = name.rpartition("/")
         return folder or ".", {"gguf_file": file}
-    inside = Path(name) / "model"  # of a run folder
+    inside = Path(name) / RESULT
     return str(inside if (inside / "config.json").exists() else name), {}
 
 

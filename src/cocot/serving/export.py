@@ -30,8 +30,8 @@ from cocot.errors import ModelError, RunError
 from cocot.methods.tokens import END, LATENT, START
 from cocot.modeling import custom_generate, recurrence
 from cocot.modeling.generation import ThoughtRecorder, answer
-from cocot.modeling.latent_model import thought_settings
 from cocot.modeling.loading import NO_CODE, load
+from cocot.modeling.thought_settings import set_thought_settings, thought_settings
 from cocot.system.files import new_folder, read_json, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
@@ -47,7 +47,8 @@ def export(source: str | Path, folder: Path) -> None:
 
     Raises:
         RunError: the folder is not empty, or the run is not finished.
-        ModelError: the model was not trained here, or Hugging Face reads its tokenizer otherwise than cocot does.
+        ModelError: the model was not trained here, it keeps modules of its method, or Hugging Face reads its tokenizer
+            otherwise than cocot does.
     """
     folder = _new(folder)
     run = RunFolder(source)
@@ -57,8 +58,12 @@ def export(source: str | Path, folder: Path) -> None:
     settings = thought_settings(model)
     if settings.num_thoughts is None:
         raise ModelError(f"{source} was not trained to think, so there is nothing to export; train it first.")
+    if settings.modules_of is not None:
+        raise ModelError(
+            f"{source} keeps modules of the method {settings.modules_of!r}, which an exported folder cannot run."
+        )
     recomputes = cast(Any, model).thought_passes.inference == "recomputed"
-    model.config.thoughts = replace(settings, recomputes=recomputes).to_json()
+    set_thought_settings(model, replace(settings, recomputes=recomputes))
     tokenizer.chat_template = chat_template(settings, tokenizer)
     old: Any = model.generation_config
     make: Any = GenerationConfig  # its constructor has no annotations
@@ -177,7 +182,6 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, name: str) -> str:
     recipe = run.config.read_text(encoding="utf-8") if run.config.is_file() else ""
-    about = run.path / "run.json"
     template = files("cocot.serving").joinpath("model_card.md").read_text(encoding="utf-8")
     return (
         Environment(keep_trailing_newline=True)
@@ -190,7 +194,7 @@ def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, nam
             latent=LATENT,
             stages=_results(run),
             recipe=recipe,
-            about=read_json(about, "versions") if about.is_file() else None,
+            about=read_json(run.about, "versions") if run.about.is_file() else None,
         )
     )
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from cocot.data.encoding import encode_question
 from cocot.errors import ConfigError, DataError
 from cocot.interpret.likelihood import padded
-from cocot.modeling.latent_model import thought_settings
 from cocot.modeling.loading import load
+from cocot.modeling.thought_settings import thought_settings
 
 
 @register_model("cocot")

@@ -7,7 +7,6 @@ Read next: `modeling/loading.py`, `training/run.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +16,15 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState  # type: ignore[import-untyped]
 
+from cocot.system.launch import local_rank, rank
 from cocot.system.manifest import check
+
+_PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
 
 def once(act: Callable[[], Any]) -> None:
     """Let the first process act, and the others wait until it has: a run folder has one writer. All must call."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank() == 0:
         act()
     if dist.is_initialized():
         dist.barrier()
@@ -30,7 +32,7 @@ def once(act: Callable[[], Any]) -> None:
 
 def decided(find: Callable[[], Any]) -> Any:
     """What the first process finds, in all of them. All must call."""
-    found = [find() if int(os.environ.get("RANK", "0")) == 0 else None]
+    found = [find() if rank() == 0 else None]
     if dist.is_initialized():
         dist.broadcast_object_list(found)
     return found[0]
@@ -45,12 +47,9 @@ def check_together(folder: Path) -> None:
     if not dist.is_initialized():
         check(folder)
         return
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if local_rank() == 0:
         check(folder)
     dist.barrier()
-
-
-_PATIENCE = timedelta(hours=2)  # of processes that wait for others to answer their questions
 
 
 def processes(cpu: bool = False) -> Any:
@@ -61,3 +60,12 @@ def processes(cpu: bool = False) -> Any:
     """
     on_cpu = cpu or not torch.accelerator.is_available()  # unless told, no process joins the others on a CPU
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+def largest(device: torch.device, *values: float) -> list[float]:
+    """Each value's largest among the processes. All must call; they wait for each other and for their devices."""
+    if not dist.is_initialized():
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [float(value) for value in found]

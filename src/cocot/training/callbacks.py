@@ -7,16 +7,22 @@ Read next: `training/trainer.py`, which they serve.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from signal import SIGINT
 from typing import Any
 
+import torch
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cocot.system.interrupts import listening
+from cocot.system.launch import world_size
+from cocot.system.processes import largest
 from cocot.training.optimizers import reset_moments
 from cocot.training.run_folder import RunFolder
+from cocot.training.stage_job import StageJob
 
 ACCURACY, CUT = "eval_accuracy", "eval_cut"
 _SECONDS_BETWEEN_AGREEMENTS = 1.0
@@ -29,8 +35,15 @@ class StageCallback(TrainerCallback):
     Ctrl-C, SIGTERM and a closed terminal let the optimizer step finish, then save and stop; a second one stops at once.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer  # a `StageTrainer`, which stands above this module
+    def __init__(self, job: StageJob, device: torch.device, optimizer: Callable[[], Optimizer]) -> None:
+        """Serve one stage.
+
+        Args:
+            job: The stage.
+            device: Of this process.
+            optimizer: Gives the optimizer, which is made after this object.
+        """
+        self._job, self._device, self._optimizer = job, device, optimizer
         self.is_interrupted: bool = False  # any of the processes, as all know
         self.signal: int = SIGINT  # the newest one that this process had, if there was any
         self._has_signal: bool = False  # this process
@@ -44,28 +57,25 @@ class StageCallback(TrainerCallback):
         `_SECONDS_BETWEEN_AGREEMENTS` in the slowest process.
         """
         (since, last), now = self._last_agreement, time.monotonic()
-        has_signal, seconds = self._trainer.largest(self._has_signal, (now - since) / max(1, step - last))
+        has_signal, seconds = largest(self._device, self._has_signal, (now - since) / max(1, step - last))
         self.is_interrupted, self._last_agreement = bool(has_signal), (now, step)
-        is_alone = self._trainer.accelerator.num_processes == 1
-        self._next_agreement = step + (
-            1 if is_alone else max(1, int(_SECONDS_BETWEEN_AGREEMENTS / max(seconds, _TICK)))
-        )
+        next_one = 1 if world_size() == 1 else max(1, int(_SECONDS_BETWEEN_AGREEMENTS / max(seconds, _TICK)))
+        self._next_agreement = step + next_one
         return self.is_interrupted
 
     def _at_epoch_end(self, state: TrainerState) -> bool:
-        return bool(state.global_step % self._trainer.steps_per_epoch == 0)
+        return bool(state.global_step % self._job.steps_per_epoch == 0)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Turn the data to this epoch."""
-        trainer = self._trainer
-        trainer.data.set_epoch(state.global_step // trainer.steps_per_epoch)
-        if trainer.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
-            reset_moments(trainer.bare_optimizer)
+        self._job.data.set_epoch(state.global_step // self._job.steps_per_epoch)
+        if self._job.config.optimizer_reset == "epoch" and self._at_epoch_end(state):
+            reset_moments(self._optimizer())
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save by steps, but leave the last step of an epoch to its end: what is saved there knows the validation."""
         step, is_epoch_end = state.global_step, self._at_epoch_end(state)
-        is_due = step % self._trainer.config.save_steps == 0
+        is_due = step % self._job.config.save_steps == 0
         if is_due or is_epoch_end or step >= self._next_agreement:
             self.agree(step)
         control.should_save = (is_due or self.is_interrupted) and not is_epoch_end

@@ -29,8 +29,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cocot.errors import ConfigError, RunError
+from cocot.modeling.config import RESULT
 from cocot.settings.typed import build, check_numbers, number, short
 from cocot.system.files import REPAIR, is_unfinished, new_folder, read_json, write_json, write_text
+from cocot.system.launch import world_size
 from cocot.system.manifest import check
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
@@ -68,7 +70,8 @@ class _State:
     finished_stages: list[_FinishedStage]
 
 
-_LOCK = "lock"
+CONFIG = "config.yaml"
+_BEST, _STAGES, _LOCK = "best", "stages", "lock"
 
 
 class RunFolder:
@@ -76,9 +79,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.model = self.path / "model"
-        self.best = self.path / "best"
+        self.config = self.path / CONFIG
+        self.about = self.path / "run.json"
+        self.state = self.path / "state.json"
+        self.model = self.path / RESULT
+        self.best = self.path / _BEST
         self.metrics = self.path / "metrics.jsonl"
         self.log_file = self.path.with_name(f"{self.path.name}.log")  # what a process that trains here prints
         self._lock = FileLock(self.path / _LOCK, blocking=False, thread_local=False)
@@ -170,7 +175,7 @@ class RunFolder:
         Raises:
             RunError: the run was begun on other data.
         """
-        file = self.path / "run.json"
+        file = self.about
         if file.exists():
             known = str(read_json(file, "data_fingerprint")["data_fingerprint"])
             if known != fingerprint:
@@ -179,13 +184,13 @@ class RunFolder:
                     "Put the old data back, or choose another --out folder."
                 )
             return
-        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        num_processes = world_size()
         about = {"seed": config.seed, "data_fingerprint": fingerprint, "num_processes": num_processes}
         write_json(file, {**about, **environment()})
 
     def finished_stages(self) -> list[dict[str, Any]]:
         """The stages that are done, in order: name, epochs, accuracy, checkpoint (relative to the folder)."""
-        file = self.path / "state.json"
+        file = self.state
         if not file.exists():
             return []
         try:
@@ -195,7 +200,7 @@ class RunFolder:
 
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Append a stage to those that are done."""
-        write_json(self.path / "state.json", {"finished_stages": [*self.finished_stages(), entry]})
+        write_json(self.state, {"finished_stages": [*self.finished_stages(), entry]})
 
     def copy_stages(self, other: RunFolder, count: int) -> None:
         """Take over the first `count` stages of another run, if they are done there and not here."""
@@ -211,7 +216,7 @@ class RunFolder:
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
-        return self.path / "stages" / name
+        return self.path / _STAGES / name
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append an entry to metrics.jsonl.
@@ -239,6 +244,16 @@ class RunFolder:
         """Drop the entries of `stage` after `step`: a resumed run will log them again."""
         kept = [entry for entry in self.read_log() if entry["stage"] != stage or entry["step"] <= step]
         write_text(self.metrics, "".join(f"{json.dumps(entry)}\n" for entry in kept))
+
+
+def run_of(model: Path) -> RunFolder | None:
+    """The run that a model belongs to: its run folder, or the one around a folder of its models."""
+    places = [model]
+    if model.name in (RESULT, _BEST):
+        places.append(model.parent)
+    if len(model.parents) > 2 and model.parents[1].name == _STAGES:
+        places.append(model.parents[2])
+    return next((run for run in map(RunFolder, places) if run.config.is_file()), None)
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from cocot.system.files import read_json
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem, Task
 from cocot.training.config import RunConfig
-from cocot.training.run_folder import RunFolder, fingerprint
+from cocot.training.run_folder import RunFolder, fingerprint, run_of
 from cocot.training.schedule import problems_of_files
 
 _DEFAULT_TASK = "prosqa"
@@ -75,7 +75,7 @@ def select(
         RunError: the run's own file was changed after the training.
     """
     given = dict(settings or {})
-    run = None if model is None else _run_of(Path(model))
+    run = None if model is None else run_of(Path(model))
     config = run.read_config() if run else None
     name, grader = _grader(task, model, config)
     grading = tasks.get(name)
@@ -104,16 +104,6 @@ def _grader(task: str | None, model: str | None, config: RunConfig | None) -> tu
     return _DEFAULT_TASK, f"{_DEFAULT_TASK} (the default, as nothing names another; --task does)"
 
 
-def _run_of(place: Path) -> RunFolder | None:
-    """The run that a model belongs to: its run folder, or the one around a folder of its models."""
-    places = [place]
-    if place.name in ("model", "best"):
-        places.append(place.parent)
-    if len(place.parents) > 2 and place.parents[1].name == "stages":
-        places.append(place.parents[2])
-    return next((run for run in map(RunFolder, places) if run.config.is_file()), None)
-
-
 def _validated_on(run: RunFolder, config: RunConfig) -> tuple[list[Problem], str]:
     """The problems that a run was validated on, if they come from a file.
 
@@ -124,7 +114,7 @@ def _validated_on(run: RunFolder, config: RunConfig) -> tuple[list[Problem], str
     assert valid is not None
     if config.data.valid:
         return valid, f"the run's validation file, {len(valid):,} of {config.data.valid}"
-    about = read_json(run.path / "run.json", "data_fingerprint")
+    about = read_json(run.about, "data_fingerprint")
     if about["data_fingerprint"] != fingerprint([*(train or []), *valid]):
         raise RunError(
             f"{config.data.train} was changed after {run.path} was trained on it, so what was set aside is not known; "

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,28 +30,30 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cocot.data.collator import collate
-from cocot.data.dataset import StageData
 from cocot.data.sampler import EpochSampler
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate_together
+from cocot.methods import CROSS_ENTROPY
 from cocot.methods.tokens import LATENT
 from cocot.modeling.loading import load
+from cocot.modeling.method_modules import NAME as MODULES
+from cocot.modeling.method_modules import without_modules
 from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.modeling.thought_settings import thought_settings
 from cocot.settings.typed import choose, short
 from cocot.system.files import explained, new_folder
 from cocot.system.manifest import write_manifest
-from cocot.tasks.problem import Problem, Task
+from cocot.system.processes import largest
 from cocot.training.callbacks import ACCURACY, CUT, MetricsCallback, StageCallback
 from cocot.training.checkpoints import prune_checkpoints
 from cocot.training.compatibility import check_overrides
 from cocot.training.config import TrainConfig
 from cocot.training.optimizers import build_optimizer, load_moments, load_whole_state, whole_state
-from cocot.training.run_folder import RunFolder
-from cocot.training.schedule import Batches, PlannedStage
+from cocot.training.stage_job import StageJob
 
 _KEPT_CHECKPOINTS = 2
 OVERRIDDEN = (
-    *("create_optimizer", "create_scheduler", "evaluate", "log", "save_model"),
+    *("compute_loss", "create_optimizer", "create_scheduler", "evaluate", "log", "save_model"),
     *("_get_train_sampler", "_save_checkpoint", "_save_optimizer_and_scheduler"),
     *("_load_from_checkpoint", "_load_optimizer_and_scheduler"),
 )
@@ -70,23 +71,6 @@ def check_trainer(base: type = Trainer) -> None:
     check_overrides(StageTrainer, base, OVERRIDDEN, CALLED)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What a stage is measured on.
-
-    Attributes:
-        task: Grades the answers.
-        problems: Never seen in training, never test data.
-        num_thoughts: Thoughts before each answer at this stage.
-        max_new_tokens: Longest answer that is waited for.
-    """
-
-    task: Task
-    problems: Sequence[Problem]
-    num_thoughts: int
-    max_new_tokens: int
-
-
 class StageTrainer(Trainer):
     """The Trainer of one stage.
 
@@ -94,86 +78,102 @@ class StageTrainer(Trainer):
     its validation, every `save_steps`, and on an interrupt.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        planned: PlannedStage,
-        data: StageData,
-        validation: Validation,
-        config: TrainConfig,
-        batches: Batches,
-        run: RunFolder,
-        seed: int,
-        keeps_best: bool,
-        earlier_moments: Path | None,
-        validates_first: bool = False,
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, job: StageJob) -> None:
         """Prepare the stage.
 
         Args:
             model: A model that was given thoughts.
             tokenizer: Its tokenizer.
-            planned: The stage.
-            data: Its problems.
-            validation: What it is measured on.
-            config: The optimizer's settings.
-            batches: How the recipe's batch is reached.
-            run: The run's folder.
-            seed: Seeds order and dropout.
-            keeps_best: Whether the best model goes to the run's `best/`.
-            earlier_moments: State file of the optimizer of the stage before; None to begin without moments.
-            validates_first: Whether to validate before the first step, too.
+            job: The stage, and all that belongs to it.
         """
-        self.planned, self.data, self.config = planned, data, config
-        self._tokenizer, self._folder = tokenizer, run.stage(planned.stage.name)
-        self._validation, self._run, self._keeps_best = validation, run, keeps_best
-        self._inherited = earlier_moments
-        self.steps_per_epoch = len(data) // config.batch_size
+        self.job, self._tokenizer = job, tokenizer
+        self._terms: dict[str, Any] = {}  # of the loss, summed since the last log entry
+        self._num_batches = 0  # as many were summed
+        settings = thought_settings(model)
         super().__init__(
             model=model,
-            args=_arguments(planned, config, batches, self._folder, seed, validates_first),
-            train_dataset=data,
-            data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=model.config.thoughts["latent_id"]),
+            args=_arguments(job),
+            train_dataset=job.data,
+            data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=settings.latent_id),
             processing_class=tokenizer,
         )
         if self.is_fsdp_enabled:
-            num_splits = validation.num_thoughts if model.config.thoughts["filler"] == LATENT else 0
+            num_splits = job.validation.num_thoughts if settings.filler == LATENT else 0
             self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
-        if config.gradient_checkpointing:
+        if job.config.gradient_checkpointing:
             enable_checkpointing(model)
-        self.metrics_callback = MetricsCallback(run, planned.stage.name)
+        self.metrics_callback = MetricsCallback(job.run, job.planned.stage.name)
         self.add_callback(self.metrics_callback)
         self.remove_callback(PrinterCallback)
-        self.stage_callback = StageCallback(self)
+        self.stage_callback = StageCallback(job, self.accelerator.device, lambda: self.bare_optimizer)
         self.add_callback(self.stage_callback)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The sum of the terms that the method has; the cross-entropy is Hugging Face's, over all rows of a step."""
+        output: Any = None
+
+        def run(**more: Any) -> Any:
+            nonlocal output
+            forward: Any = super(StageTrainer, self).compute_loss
+            loss, output = forward(model, {**inputs, **more}, True, num_items_in_batch)
+            output["loss"] = loss
+            return output
+
+        terms = self.job.method.losses(run, model, inputs)
+        # Hugging Face sums the cross-entropy over the batches of a step; of all other terms their mean counts.
+        share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+        terms = {name: term if name == CROSS_ENTROPY else term / share for name, term in terms.items()}
+        if len(terms) > 1:
+            self._num_batches += 1
+            for name, term in terms.items():
+                self._terms[name] = self._terms.get(name, 0.0) + term.detach()
+        total = sum(terms.values())
+        return (total, output) if return_outputs else total
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimizer at this stage's rates."""
         if self.optimizer is None:
-            own = build_optimizer(cast(Any, self.model), self.config, self.planned.learning_rate_factor)
+            own = build_optimizer(cast(Any, self.model), self.job.config, self.job.planned.learning_rate_factor)
             self.optimizer = self.bare_optimizer = own
         return self.optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's, once the optimizer knows its weights and has the moments of the stage before."""
-        if self._inherited is not None:
-            load_moments(self.bare_optimizer, _read(self._inherited, maps=self.is_fsdp_enabled))
+        if self.job.earlier_moments is not None:
+            load_moments(self.bare_optimizer, _read(self.job.earlier_moments, maps=self.is_fsdp_enabled))
         return super().create_scheduler(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(self.data, str(self.args.seed), self.config.batch_size, self.config.batch_by_length)
+        config = self.job.config
+        return EpochSampler(self.job.data, str(self.args.seed), config.batch_size, config.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Hugging Face's log; stops at a loss that is not a number. Looking at every step would make a device wait."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise self._diverged(f"the loss is {logs['loss']}", self.state.global_step)
+        if "loss" in logs and self._terms:
+            logs |= self._mean_terms()
         super().log(logs, *args, **kwargs)
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Each term of the loss, its mean over the steps since they were last logged."""
+        num_steps = self._num_batches / self.args.gradient_accumulation_steps
+        names = [f"loss_{name}" for name in self._terms]
+        sums = torch.stack([*self._terms.values()])
+        self._terms, self._num_batches = {}, 0
+        means: Any = self.accelerator.reduce(sums / num_steps, "mean")
+        return dict(zip(names, means.tolist(), strict=True))
 
     def _diverged(self, what: str, step: int) -> RunError:
         return RunError(
-            f"{what} in {self.planned.stage.name} by step {step}; what was saved before is kept in {self._run.path}. "
-            "Lower train.learning_rate or train.max_grad_norm, in another --out folder."
+            f"{what} in {self.job.planned.stage.name} by step {step}; what was saved before is kept in "
+            f"{self.job.run.path}. Lower train.learning_rate or train.max_grad_norm, in another --out folder."
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -182,7 +182,7 @@ class StageTrainer(Trainer):
         summary = compute_metrics(self._validate())
         is_trained = self.state.global_step > 0
         best_before = max((entry[ACCURACY] for entry in self._validations()), default=-1.0)
-        if self._keeps_best and is_trained and summary.accuracy > best_before:
+        if self.job.keeps_best and is_trained and summary.accuracy > best_before:
             self._save_best()
         metrics = {
             ACCURACY: summary.accuracy,
@@ -192,7 +192,7 @@ class StageTrainer(Trainer):
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if is_trained and self.planned.is_over(self.state.epoch, summary.accuracy):
+        if is_trained and self.job.planned.is_over(self.state.epoch, summary.accuracy):
             self.control.should_training_stop = True
         return metrics
 
@@ -202,11 +202,14 @@ class StageTrainer(Trainer):
 
     def _save_best(self) -> None:
         """The model to the run's `best/`; not by Trainer.save_model, which adds a pickle."""
-        whole = {"state_dict": self._whole_weights()} if self.is_fsdp_enabled else {}
+        weights = self._whole_weights() if self.is_fsdp_enabled else None
         if not self.is_world_process_zero():
             return
-        with new_folder(self._run.best) as folder:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, **whole)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, MODULES) and not self.job.method.keeps_modules:
+            weights = without_modules(model.state_dict())
+        with new_folder(self.job.run.best) as folder:
+            model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
             self._tokenizer.save_pretrained(folder)
             write_manifest(folder)
 
@@ -214,19 +217,20 @@ class StageTrainer(Trainer):
         return evaluate_together(
             self.accelerator.unwrap_model(self.model),
             self._tokenizer,
-            self._validation.task,
-            self._validation.problems,
-            num_thoughts=self._validation.num_thoughts,
-            batch_size=self.config.eval_batch_size,
-            max_new_tokens=self._validation.max_new_tokens,
+            self.job.validation.task,
+            self.job.validation.problems,
+            num_thoughts=self.job.validation.num_thoughts,
+            batch_size=self.job.config.eval_batch_size,
+            max_new_tokens=self.job.validation.max_new_tokens,
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's checkpoint, declared whole once it is; the ones before it go only then."""
-        if self.largest(not _are_finite(part for part in model.parameters() if part.requires_grad))[0]:
+        trained = (part for part in model.parameters() if part.requires_grad)
+        if largest(self.accelerator.device, not _are_finite(trained))[0]:
             raise self._diverged("the weights are no longer numbers", self.state.global_step)
-        self._run.must_be_in_place()
-        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        self.job.run.must_be_in_place()
+        folder = self.job.folder / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)  # half-written, before a kill
         self.accelerator.wait_for_everyone()
@@ -282,36 +286,28 @@ class StageTrainer(Trainer):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(cast(Any, self.model), state, options=options)
 
-    def largest(self, *values: float) -> list[float]:
-        """Each value's largest among the processes; all must ask, and wait for each other and for their devices."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        gathered = self.accelerator.gather(torch.tensor([values], device=self.accelerator.device))
-        return [float(value) for value in gathered.amax(0)]
 
-
-def _arguments(
-    planned: PlannedStage, config: TrainConfig, batches: Batches, folder: Path, seed: int, validates_first: bool
-) -> TrainingArguments:
+def _arguments(job: StageJob) -> TrainingArguments:
+    config = job.config
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=planned.stage.num_epochs,
-        per_device_train_batch_size=batches.per_device,
-        gradient_accumulation_steps=batches.accumulation,
-        learning_rate=config.learning_rate * planned.learning_rate_factor,
+        output_dir=str(job.folder),
+        num_train_epochs=job.planned.stage.num_epochs,
+        per_device_train_batch_size=job.batches.per_device,
+        gradient_accumulation_steps=job.batches.accumulation,
+        learning_rate=config.learning_rate * job.planned.learning_rate_factor,
         lr_scheduler_type=config.lr_scheduler,
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         bf16=uses_bf16(config),
         use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
-        eval_on_start=validates_first,
+        eval_on_start=job.validates_first,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=config.report_to or "none",
         remove_unused_columns=False,
         disable_tqdm=True,
-        seed=seed,
+        seed=job.seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits batches over all GPUs in one process: DataParallel
     if arguments.n_gpu > 1:

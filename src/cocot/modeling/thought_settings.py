@@ -1,0 +1,50 @@
+"""What a model knows about its thoughts: kept in its config under `thoughts`, and so saved in `config.json`.
+
+Every reader and writer of that entry goes through here, but for the file that leaves cocot (`custom_generate.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from cocot.data.layout import ThoughtSettings
+from cocot.errors import ConfigError, ModelError
+from cocot.settings.typed import build
+
+_NAME = "thoughts"
+
+
+def has_thought_settings(model: Any) -> bool:
+    """Whether a model was given thoughts, in this process or before it was saved."""
+    return bool(getattr(model.config, _NAME, None))
+
+
+def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
+    """The thought settings that a model carries in its config.
+
+    Raises:
+        ModelError: the model has none, since `give_thoughts` was never called on it, or they cannot be used.
+    """
+    if not has_thought_settings(model):
+        raise ModelError("this model has no thought settings; call cocot.give_thoughts(model, tokenizer) first.")
+    try:
+        return build(ThoughtSettings, getattr(model.config, _NAME), "thoughts")
+    except ConfigError as error:
+        raise ModelError(f"the model's config.json is corrupted, or of a newer version of cocot: {error}") from error
+
+
+def set_thought_settings(model: Any, settings: ThoughtSettings) -> None:
+    """Put the settings where `save_pretrained` writes them down."""
+    setattr(model.config, _NAME, settings.to_json())
+
+
+def latent_id(model: Any) -> int:
+    """The token id of `<|latent|>`, without a check of the other settings: every forward pass asks."""
+    return int(getattr(model.config, _NAME)["latent_id"])
+
+
+def settings_in(config: dict[str, Any]) -> dict[str, Any]:
+    """What the content of a `config.json` says; empty for a model that was not trained here."""
+    return dict(config.get(_NAME) or {})
