@@ -92,7 +92,7 @@ class StageTrainer(Trainer):
         settings = thought_settings(model)
         super().__init__(
             model=model,
-            args=_arguments(job),
+            args=_arguments(job, has_modules=hasattr(model, MODULES)),
             train_dataset=job.data,
             data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=settings.latent_id),
             processing_class=tokenizer,
@@ -125,7 +125,8 @@ class StageTrainer(Trainer):
             output["loss"] = loss
             return output
 
-        terms = self.job.method.losses(run, model, inputs)
+        bare: Any = self.accelerator.unwrap_model(model)
+        terms = self.job.method.losses(run, bare, inputs)
         # Hugging Face sums the cross-entropy over the batches of a step; of all other terms their mean counts.
         share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
         terms = {name: term if name == CROSS_ENTROPY else term / share for name, term in terms.items()}
@@ -134,6 +135,8 @@ class StageTrainer(Trainer):
             for name, term in terms.items():
                 self._terms[name] = self._terms.get(name, 0.0) + term.detach()
         total = sum(terms.values())
+        if hasattr(bare, MODULES):  # processes wait for each other's gradients, of what a batch does not use, too
+            total = total + 0.0 * sum(part.sum() for part in bare.method_modules.parameters())
         return (total, output) if return_outputs else total
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -287,7 +290,7 @@ class StageTrainer(Trainer):
         set_model_state_dict(cast(Any, self.model), state, options=options)
 
 
-def _arguments(job: StageJob) -> TrainingArguments:
+def _arguments(job: StageJob, has_modules: bool) -> TrainingArguments:
     config = job.config
     arguments = TrainingArguments(
         output_dir=str(job.folder),
@@ -307,6 +310,8 @@ def _arguments(job: StageJob) -> TrainingArguments:
         report_to=config.report_to or "none",
         remove_unused_columns=False,
         disable_tqdm=True,
+        # The modules of a method are used outside of `forward`, where DDP does not look for what is unused.
+        ddp_find_unused_parameters=False if has_modules else None,
         seed=job.seed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits batches over all GPUs in one process: DataParallel
