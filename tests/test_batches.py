@@ -1,4 +1,4 @@
-"""Tests of `batching`: end-aligned batches, and epochs that depend on the seed and their number alone."""
+"""Tests of the batches: end-aligned batches, and epochs that depend on the seed and their number alone."""
 
 import random
 from dataclasses import replace

@@ -27,7 +27,7 @@ class ModelError(CocotError):
 
 
 class RunError(CocotError):
-    """A run folder is corrupted, belongs to another run, or the run cannot go on."""
+    """A run folder is corrupted, belongs to another run, or the run cannot continue."""
 
 
 class Interrupted(RunError):

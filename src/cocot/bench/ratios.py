@@ -79,7 +79,7 @@ class Bench:
     batch_size: int | None = None
 
     def batch(self, text: str) -> int:
-        """Rows a batch: a card is filled, a processor is not kept for minutes."""
+        """Rows a batch: a GPU is filled, a processor is not kept for minutes."""
         return self.batch_size or (128 if self.device.type == "cuda" else {"prosqa": 8, "gsm8k": 32}[text])
 
 
@@ -171,7 +171,7 @@ def _forwards(bench: Bench, shape: str, rows: list[workload.Lengths]) -> dict[st
 
 
 def _share_of_peak(bench: Bench, model: Any, rows: list[workload.Lengths], taken: dict[str, float], at: str) -> Ratio:
-    """How much of what a large matrix product reaches on this device: bfloat16 on a card, float32 on a processor."""
+    """How much of what a large matrix product reaches on this device: bfloat16 on a GPU, float32 on a processor."""
     name, dtype = ("bf16", torch.bfloat16) if bench.device.type == "cuda" else ("step", torch.float32)
     peak = matmul_rate(bench.device, dtype)
     share = workload.training_flops(model, rows) / taken[name] / peak

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=name, **defaults)
         return sub
 
-    sub = add("train", "train a model by a recipe, or go on with a run that was stopped", takes_overrides=True)
+    sub = add("train", "train a model by a recipe, or resume a run that was stopped", takes_overrides=True)
     sub.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     sub.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE)")
     sub.add_argument("--shares-with", type=Path, help="another method's run: stages that are the same work are copied")

@@ -1,7 +1,7 @@
 """Several trainings, asked the same problems: what `cocot compare` and `cocot reproduce` do.
 
 In: a `Study`, a folder. Out: a run folder an trial with its answers, the test sets, `table.json` and `table.md`.
-Every training is a process of its own, `cocot train`: the product's own path. The same call goes on where it stopped,
+Every training is a process of its own, `cocot train`: the product's own path. The same call resumes where it stopped,
 and neither trains nor asks again what is done.
 Read next: `experiments/jobs.py` (the processes), `experiments/tables.py` (rows -> a table).
 """

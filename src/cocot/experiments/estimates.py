@@ -52,7 +52,7 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
     Args:
         trainings: What is to be done.
         jobs: How many at a time.
-        folder: Folder of the study. The estimates are kept in `estimates.json`, the miniatures are not.
+        folder: Folder of the study. The estimates are kept in `estimates.json`, the pilot runs are not.
 
     Raises:
         RunError: one of them fails, as the training itself would.
@@ -63,11 +63,11 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
     keys = [_key(training, jobs) for training in trainings]
     new = [training for training, key in zip(trainings, keys, strict=True) if key not in known]
     with unfinished(folder) as place:
-        miniatures = [_miniature(training, place) for training in new]
-        if miniatures:
-            train_all(miniatures, jobs)
+        pilots = [_pilot_run(training, place) for training in new]
+        if pilots:
+            train_all(pilots, jobs)
         known |= {
-            _key(whole, jobs): asdict(_scale_up(whole, little)) for whole, little in zip(new, miniatures, strict=True)
+            _key(whole, jobs): asdict(_scale_up(whole, little)) for whole, little in zip(new, pilots, strict=True)
         }
     write_json(file, known)
     return [Estimate(**known[key]) for key in keys]
@@ -79,7 +79,7 @@ def _key(training: Training, jobs: int) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _miniature(training: Training, folder: Path) -> Training:
+def _pilot_run(training: Training, folder: Path) -> Training:
     config = training.config
     size = _STEPS * config.train.batch_size
     path = folder / training.name

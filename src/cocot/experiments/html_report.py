@@ -141,7 +141,7 @@ _COLOURS_OF_THE_PAGE = {
 
 def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> list[str]:
     """Add the figures that the search has enough for; returns a sentence on those it has not."""
-    text = "From where the model, after k thoughts, goes on in words. Bars are 95 % intervals."
+    text = "The model thinks k thoughts and then continues in words. Bars are 95 % intervals."
     _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
     if not search.node.size:
         return [f"The problems that {name} was probed on have no graph: no tree, and no figure about nodes."]

@@ -1,7 +1,7 @@
 """Several trainings side by side: each a process of its own, `cocot train`, watched through its run folder.
 
 In: the command of each. Out: finished run folders. Whatever ends this process, its trainings save their state and stop;
-the same call goes on.
+the same call resumes.
 Read next: `experiments/compare.py`, which says what to train and makes a table of it.
 """
 

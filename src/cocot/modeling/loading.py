@@ -5,7 +5,7 @@ In: a path or an id. Out: a model that was given thoughts, and its tokenizer.
     model, tokenizer = cocot.load("runs/demo/coconut")
 
 Nothing is unpickled, no code of the folder runs (nor is anybody asked whether it may), and files that were changed
-since they were sealed are refused.
+since their manifest was written are refused.
 Read next: `modeling/latent_model.py`, `system/manifest.py`.
 """
 

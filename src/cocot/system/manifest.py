@@ -32,7 +32,7 @@ def has_manifest(folder: Path) -> bool:
 
 
 def corrupted_files(folder: Path) -> list[str]:
-    """The files of a sealed folder that are not what was sealed; none if it was never sealed."""
+    """The files of a folder that are not what its manifest says; none if it has no manifest."""
     if not has_manifest(folder):
         return []
     try:

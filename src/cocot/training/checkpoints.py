@@ -1,7 +1,6 @@
 """The checkpoints of a stage: which are whole, which is the newest, which may go.
 
-A checkpoint folder counts only once it is sealed with `checksums.json` (`system/manifest.py`); a corrupted one is never
-loaded.
+A checkpoint folder counts only once it has its manifest (`system/manifest.py`); a corrupted one is never loaded.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def newest_checkpoint(stage: Path) -> Path | None:
 def prune_checkpoints(newest: Path, keep: int) -> None:
     """Remove all of a stage's checkpoints but `newest` and the whole ones before it, `keep` in all.
 
-    Later ones are corrupted: the run did not go on from them.
+    Later ones are corrupted: the run did not resume from them.
     """
     kept = [folder for folder in complete_checkpoints(newest.parent) if step_of(folder) <= step_of(newest)][-keep:]
     for folder in _checkpoints(newest.parent):

@@ -2,7 +2,7 @@
 
 In: a `RunConfig` and a folder. Out: a filled run folder (`training/run_folder.py`), the trained model in its `model/`.
 
-    train(config, "runs/mine")      # the same call again goes on where it stopped
+    train(config, "runs/mine")      # the same call again resumes where it stopped
 
 Training validates by answering questions, never on test data. A stage ends by epochs or on accuracy; the best model
 is picked within the last stage.

@@ -6,7 +6,7 @@
     model/           the result: a plain Hugging Face folder
 
 Files are written as `system/files.py` does it, so a kill leaves the old one or the new one. A checkpoint folder
-counts only once it is sealed with `checksums.json`; a corrupted one is never loaded.
+counts only once it has its manifest, `checksums.json`; a corrupted one is never loaded.
 Read next: `training/run.py`, which fills it.
 """
 

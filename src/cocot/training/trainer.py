@@ -249,7 +249,7 @@ class StageTrainer(Trainer):
         if self.is_world_process_zero():
             prune_checkpoints(folder, keep=_KEPT_CHECKPOINTS)
 
-    # What processes share (FSDP) is written as one process would write it: any number of them can go on from there.
+    # What processes share (FSDP) is written as one process would write it: any number of them can resume from there.
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Hugging Face's folder."""
