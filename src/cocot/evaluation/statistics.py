@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 
-_Z_95 = 1.959963984540054
+from scipy.stats import binomtest
 
 
 def wilson_interval(num_correct: int, count: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion: sound at 0 %, at 100 % and for few problems."""
-    share = num_correct / count
-    spread = _Z_95**2 / count
-    centre = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+    interval = binomtest(num_correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -32,6 +27,5 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    count, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(count, number) for number in range(fewer + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**count)))
+    count = only_first + only_second
+    return float(binomtest(only_first, count).pvalue) if count else 1.0
