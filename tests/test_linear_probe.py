@@ -51,7 +51,7 @@ def test_what_a_thought_holds_is_found():
         assert abs(reading.recall - reading.chance) < 0.08
     for reading in scores.values():
         assert abs(reading.shuffled - reading.chance) < 0.08
-        assert reading.problems == COUNT / 5
+        assert reading.problems == COUNT
     assert 2 / 12 <= children.chance < 4 / 12
 
 
@@ -65,6 +65,24 @@ def test_problems_differ_in_their_nodes():
     thoughts = np.zeros((40, 1, 3), np.float32)
     (reading,) = probe_frontiers(search_of(thoughts, problems))
     assert reading.chance == pytest.approx((1 / 4 + 6 / 14) / 2)
+
+
+def test_a_problem_is_scored_while_it_is_not_fitted():
+    """Noise of more numbers than there are problems could be learned by heart, and then nothing is found."""
+    problems = problems_of(60)
+    noise = 100 * np.random.default_rng(0).normal(size=(60, 1, 100)).astype(np.float32)
+    for reading in probe_frontiers(search_of(noise, problems)):
+        assert abs(reading.recall - reading.chance) < 0.15
+
+
+def test_where_the_origin_lies_does_not_matter():
+    """The intercept is not penalised: the same vector added to every thought changes no score."""
+    problems = problems_of(60)
+    draw = np.random.default_rng(0)
+    thoughts = draw.normal(size=(60, 1, 8))
+    moved = (thoughts + 50 * draw.normal(size=8)).astype(np.float32)
+    near, far = (probe_frontiers(search_of(vectors, problems)) for vectors in (thoughts.astype(np.float32), moved))
+    assert [(one.recall, one.shuffled) for one in near] == [(one.recall, one.shuffled) for one in far]
 
 
 def test_too_little_to_read_is_refused():
