@@ -12,7 +12,7 @@ import pytest
 from runs_support import environment
 
 import cocot
-from cocot.system.console import messages, say
+from cocot.system.console import align, messages, say
 
 PRINTING = {"cli.py"}
 """Results on standard output are the command line's own; `interpret/terminal.py` draws with a console of rich."""
@@ -106,6 +106,25 @@ def test_messages_can_be_taken_by_a_program(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
     say("done")
     assert capsys.readouterr().err == "cocot: done\n"
+
+
+def test_a_table_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as it needs, uncoloured, and what looks like markup is text, whatever the terminal asks for."""
+    for name, value in {"COLUMNS": "10", "FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    rows = [("method", "accuracy", "note"), ("[bold]cot[/]", "50.0%", ""), ("coconut", "100.0%", "x" * 300)]
+    head, first, second = align(rows).splitlines()
+    assert head == "method        accuracy" + " " * 298 + "note"
+    assert first == "[bold]cot[/]     50.0%"
+    assert second == "coconut         100.0%  " + "x" * 300
+
+
+def test_a_column_of_a_table_is_as_wide_as_it_looks() -> None:
+    """Characters of two columns, and marks of none, do not push the other cells aside."""
+    assert align([("a", "token"), ("1", "日本"), ("2", "e\u0301")]).splitlines() == [
+        *("a  token", "1   日本", "2      e\u0301"),
+    ]
+    assert align([("a",), ("a\tb",)]).split() == ["a", "a", "b"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

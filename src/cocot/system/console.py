@@ -97,13 +97,18 @@ def messages() -> Iterator[None]:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table in plain text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    """Rows as a table in plain text: the first column to the left, the others to the right.
+
+    The same in a terminal, a pipe and a file: no colours, no frames, never wrapped. Wide characters take two columns.
+    """
+    from rich.console import Console  # here, because every command loads this module, `cocot --help` too
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for index in range(len(rows[0])):
+        table.add_column(justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell.expandtabs()) for cell in row))
+    lines = Console(file=io.StringIO(), width=sys.maxsize, color_system=None).render_lines(table, pad=False)
+    return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
