@@ -1,8 +1,8 @@
 """How the cost of a training step grows with thoughts, length, batch and width, next to what it must cost.
 
 One quantity varies at a time. Three curves: the step with thoughts; one pass over as many tokens without thoughts; and
-paper and pencil: operations at the rate of a large matrix product, plus the reading of all weights twice a thought at
-the rate of a large sum; for memory, 16 widths a token and layer and the logits of the labels.
+what that pass's operations take at the rate of a large matrix product, plus the reading of all weights twice a thought
+at the rate of a large sum; for memory, 16 widths a token and layer and the logits of the labels.
 
     pip install -c constraints.txt -e '.[report]'
     python benchmarks/growth.py --out docs/growth        # growth.json, growth.svg
@@ -21,7 +21,7 @@ import altair as alt
 import torch
 
 from cocot.bench import workload
-from cocot.bench.measure import alternate, live_bytes, machine, matmul_rate
+from cocot.bench.measure import alternate, live_bytes, machine, matmul_rate, operations
 
 BASE = {"thoughts": 6, "length": 256, "batch": 8, "width": 256}
 SWEEPS = {
@@ -33,13 +33,13 @@ SWEEPS = {
 LAYERS = 4
 TEXT = 16
 COLOURS = ["#0072B2", "#E69F00", "#555555"]
-STEP, PASS, PENCIL = "step with thoughts", "one pass, no thoughts", "paper and pencil"
+STEP, PASS, LIMIT = "step with thoughts", "one pass, no thoughts", "operations and reading"
 
 
 def sum_rate(device: torch.device) -> float:
     """Bytes a second of reading a large tensor."""
     numbers = torch.ones(2**26, device=device)
-    return 4 * numbers.numel() / alternate({"sum": numbers.sum}, 5, device)["sum"]
+    return 4 * numbers.numel() / alternate({"sum": numbers.sum}, 5)["sum"]
 
 
 def point(size: dict[str, int], device: torch.device, rounds: int, rates: tuple[float, float]) -> list[dict[str, Any]]:
@@ -53,14 +53,14 @@ def point(size: dict[str, int], device: torch.device, rounds: int, rates: tuple[
         model.zero_grad()
         return model(**batches[name]).loss
 
-    taken = alternate({name: lambda name=name: loss(name).backward() for name in batches}, rounds, device)
+    taken = alternate({name: lambda name=name: loss(name).backward() for name in batches}, rounds)
     kept = {name: live_bytes(lambda name=name: loss(name))[0] for name in batches}
     decoder = sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
     matmul, reading = rates
-    taken[PENCIL] = workload.training_flops(model, rows) / matmul + 2 * 4 * decoder * size["thoughts"] / reading
+    taken[LIMIT] = operations(lambda: loss(PASS).backward()) / matmul + 2 * 4 * decoder * size["thoughts"] / reading
     tokens = size["length"] * size["batch"]
-    kept[PENCIL] = 4 * (16 * size["width"] * LAYERS * tokens + 2 * workload.VOCABULARY * TEXT * size["batch"])
-    return [{"curve": name, "seconds": taken[name], "MiB": kept[name] / 2**20} for name in (STEP, PASS, PENCIL)]
+    kept[LIMIT] = 4 * (16 * size["width"] * LAYERS * tokens + 2 * workload.VOCABULARY * TEXT * size["batch"])
+    return [{"curve": name, "seconds": taken[name], "MiB": kept[name] / 2**20} for name in (STEP, PASS, LIMIT)]
 
 
 def slope(points: list[dict[str, Any]], column: str) -> float:
@@ -73,7 +73,7 @@ def slope(points: list[dict[str, Any]], column: str) -> float:
 
 def chart(points: list[dict[str, Any]], title: str) -> alt.VConcatChart:
     """Time above, memory below; one column a quantity."""
-    order = [STEP, PASS, PENCIL]
+    order = [STEP, PASS, LIMIT]
     rows = []
     for column, unit in (("seconds", "seconds a step"), ("MiB", "MiB kept for backward")):
         panels = []

@@ -5,10 +5,9 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cocot.bench import workload
-from cocot.bench.measure import LiveBytes, alternate, live_bytes
+from cocot.bench.measure import LiveBytes, alternate, live_bytes, operations
 from cocot.bench.ratios import Bench, measure
 from cocot.cli import main
 
@@ -19,7 +18,7 @@ TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2}
 def test_runs_alternate():
     """Pairs in alternation after one round that does not count."""
     order = []
-    taken = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    taken = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4
     assert taken.keys() == {"a", "b"}
 
@@ -61,15 +60,18 @@ def test_bytes_kept_for_backward_are_what_autograd_saves():
     assert peak > kept
 
 
-def test_operations_are_those_that_torch_counts():
-    """Paper and pencil agree with PyTorch's own counter, but for attention, of which half is masked."""
-    rows = [workload.Lengths(40, 0, 8)] * 4
+@pytest.mark.parametrize("thoughts", [0, 3])
+def test_operations_are_those_of_the_formula(thoughts):
+    """6 a weight and token, 14 a pair of positions and width, the head where a label is; thoughts save masked pairs."""
+    rows, length = [workload.Lengths(240 - thoughts, thoughts, 8)] * 2, 248
     _, model = workload.models(TINY, CPU)
     batch = workload.tensors(rows, CPU)
-    with FlopCounterMode(display=False) as counter:
-        model(**batch).loss.backward()
-    masked_half = 6.0 * TINY["n_layer"] * TINY["n_embd"] * 48**2 * 4
-    assert workload.training_flops(model, rows) + masked_half == pytest.approx(counter.get_total_flops(), rel=0.05)
+    decoder = sum(weight.numel() for name, weight in model.named_parameters() if ".h." in name)
+    attention = 14 * TINY["n_layer"] * TINY["n_embd"] * length**2 * 2
+    head = 6 * TINY["n_embd"] * workload.VOCABULARY * 8 * 2
+    counted = operations(lambda: model(**batch).loss.backward())
+    assert counted == pytest.approx(6 * decoder * length * 2 + attention + head, rel=0.05)  # thoughts: 2 % less
+    assert attention > 0.1 * counted, "else nobody would notice that it is missing"
 
 
 @pytest.mark.parametrize("text", workload.TEXTS)

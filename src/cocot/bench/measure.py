@@ -6,7 +6,6 @@ In: things to run. Out: seconds and bytes.
 from __future__ import annotations
 
 import platform
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -16,31 +15,41 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.benchmark import timer
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Run = Callable[[], Any]
 
 
-def seconds(run: Run, device: torch.device) -> float:
-    """Wall-clock seconds of one run, the device's work included."""
-    wait_for(device)
-    began = time.perf_counter()
+def seconds(run: Run) -> float:
+    """Wall-clock seconds of one run; the timer waits for the device."""
+    began = timer()
     run()
-    wait_for(device)
-    return time.perf_counter() - began
+    return timer() - began
 
 
-def alternate(runs: Mapping[str, Run], rounds: int, device: torch.device) -> dict[str, float]:
+def alternate(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
     """The median seconds of each, in turn, so that a machine's moods fall on all alike; a first round is left out."""
     for run in runs.values():
         run()
-    measured = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(rounds)]
+    measured = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
     return {name: median(each[name] for each in measured) for name in runs}
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+# PyTorch has formulas for the attention kernels of GPUs, and none for those of a CPU, which do the same.
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    _ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),  # type: ignore[no-untyped-call]
+    _ATTENTION_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),  # type: ignore[no-untyped-call]
+}
+
+
+def operations(run: Run) -> int:
+    """Floating-point operations of the matrix products of one run: those on padding and on masked pairs count, too."""
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -94,7 +103,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> fl
     """Floating-point operations a second of a large matrix product: what the machine can do."""
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return float(2 * size**3 / alternate({"product": lambda: left @ right}, rounds, device)["product"])
+    return float(2 * size**3 / alternate({"product": lambda: left @ right}, rounds)["product"])
 
 
 def machine(device: torch.device) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import timer
 from transformers import DynamicCache, TrainerCallback
 
 from cocot import tasks
 from cocot.bench import workload
-from cocot.bench.measure import alternate, live_bytes, matmul_rate, seconds
+from cocot.bench.measure import alternate, live_bytes, matmul_rate, operations, seconds
 from cocot.data.dataset import StageData
 from cocot.data.examples import Encoder
 from cocot.interpret.likelihood import continuation_log_probs
@@ -108,19 +108,18 @@ def _help(bench: Bench) -> Ratio:
     def run() -> None:
         subprocess.run([sys.executable, "-m", "cocot", "--help"], check=True, capture_output=True)
 
-    taken = alternate({"help": run}, bench.rounds, torch.device("cpu"))["help"]
+    taken = alternate({"help": run}, bench.rounds)["help"]
     return Ratio("help", taken, 0.5, "seconds of `cocot --help`")
 
 
 def _steps(bench: Bench, shape: str, text: str) -> Iterator[Ratio]:
     """Forward and backward pass, next to ordinary fine-tuning on as many tokens."""
-    _, model = workload.models(workload.SHAPES[shape], bench.device)
     rows = workload.typical(workload.epoch(text, bench.batch(text)))
     forwards = _forwards(bench, shape, rows)
     kept = {name: live_bytes(forwards[name])[0] for name in ("sft", "step", "plain", "checkpointed")}
     is_large = shape == "124m"
     rounds = bench.rounds if is_large else 4 * bench.rounds  # short steps vary more
-    taken = alternate({name: _backward(forward) for name, forward in forwards.items()}, rounds, bench.device)
+    taken = alternate({name: _backward(forward) for name, forward in forwards.items()}, rounds)
     at = f"{shape}/{text}"
     columns = max(row.question + row.thoughts for row in rows) + max(row.text for row in rows)
     size = f"batch {len(rows)}, {columns} columns, {workload.THOUGHTS} thoughts"
@@ -141,7 +140,7 @@ def _steps(bench: Bench, shape: str, text: str) -> Iterator[Ratio]:
     yield memory("checkpointed", 0.35)
     yield ratio("checkpointed", "step", 1.3)
     yield ratio("bf16", "step", 0.70)
-    yield _share_of_peak(bench, model, rows, taken, at)
+    yield _share_of_peak(bench, forwards, rows, taken, at)
 
 
 def _forwards(bench: Bench, shape: str, rows: list[workload.Lengths]) -> dict[str, Callable[[], Tensor]]:
@@ -170,11 +169,17 @@ def _forwards(bench: Bench, shape: str, rows: list[workload.Lengths]) -> dict[st
     }
 
 
-def _share_of_peak(bench: Bench, model: Any, rows: list[workload.Lengths], taken: dict[str, float], at: str) -> Ratio:
+def _share_of_peak(
+    bench: Bench,
+    forwards: dict[str, Callable[[], Tensor]],
+    rows: list[workload.Lengths],
+    taken: dict[str, float],
+    at: str,
+) -> Ratio:
     """How much of what a large matrix product reaches on this device: bfloat16 on a GPU, float32 on a processor."""
     name, dtype = ("bf16", torch.bfloat16) if bench.device.type == "cuda" else ("step", torch.float32)
     peak = matmul_rate(bench.device, dtype)
-    share = workload.training_flops(model, rows) / taken[name] / peak
+    share = operations(_backward(forwards[name])) / taken[name] / peak
     tokens = sum(row.question + row.thoughts + row.text for row in rows)
     epoch = workload.NUM_PROBLEMS / len(rows) * taken[name]
     detail = (
@@ -213,7 +218,7 @@ def _answers(bench: Bench, shape: str, text: str) -> Iterator[Ratio]:
         return run
 
     runs = {"answers": answering(thinking.eval()), "generate": answering(bare.eval(), _WORD_ID)}
-    taken = alternate(runs, bench.rounds, bench.device)
+    taken = alternate(runs, bench.rounds)
     detail = f"64 rows, {_NEW_TOKENS} new tokens: {taken['answers']:.3f} s over {taken['generate']:.3f} s"
     yield Ratio(f"answers/generate/{shape}/{text}", taken["answers"] / taken["generate"], 1.10, detail)
 
@@ -229,7 +234,7 @@ def _probing(bench: Bench, shape: str) -> Iterator[Ratio]:
         "shared": lambda: continuation_log_probs(model, [prompt], [texts]),
         "separate": lambda: continuation_log_probs(model, [prompt] * len(texts), [[text] for text in texts]),
     }
-    taken = alternate(runs, bench.rounds, bench.device)
+    taken = alternate(runs, bench.rounds)
     detail = f"{_CONTINUATIONS} continuations of 366 tokens: {taken['shared']:.3f} s over {taken['separate']:.3f} s"
     yield Ratio(f"probing shared/separate/{shape}", taken["shared"] / taken["separate"], 0.35, detail)
 
@@ -249,7 +254,7 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
     data = prepare_data(config)
     model, tokenizer = prepare_model(config, vocabulary_sample(data, [planned]))
     encoder = Encoder(config.curriculum, tokenizer)
-    clock = _Clock(bench.device)
+    clock = _Clock()
     with unfinished(Path(gettempdir())) as folder:
         run = RunFolder(folder)
         with closing(run):
@@ -277,23 +282,20 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.max_grad_norm)
         optimizer.step()
 
-    bare = [seconds(lambda batch=batch: step(batch), bench.device) for batch in batches]  # type: ignore[misc]
+    bare = [seconds(lambda batch=batch: step(batch)) for batch in batches]  # type: ignore[misc]
     return median(clock.taken[1:]), median(bare[1:])
 
 
 class _Clock(TrainerCallback):
     """Seconds from the end of one step to the end of the next."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = time.perf_counter()
+    def __init__(self) -> None:
+        self._last = timer()
         self.taken: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
+        now = timer()
         self.taken.append(now - self._last)
         self._last = now
 

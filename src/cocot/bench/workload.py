@@ -143,15 +143,3 @@ def tensors(rows: list[Lengths], device: torch.device, thoughts_id: int = _LATEN
     """A batch as training gives it to the model; words in the place of thoughts with another `thoughts_id`."""
     batch = collate(examples(rows, thoughts_id), pad_id=0, latent_id=_LATENT_ID)
     return {name: item.to(device) if isinstance(item, torch.Tensor) else item for name, item in batch.items()}
-
-
-def training_flops(model: Any, rows: list[Lengths]) -> float:
-    """Floating-point operations of a training step on real tokens, computed analytically: 6 a weight and token.
-
-    The head counts at labelled positions only; attention is 12 a pair of positions and width, half of them masked.
-    """
-    decoder = sum(int(p.numel()) for name, p in model.named_parameters() if ".h." in name)
-    width, layers = int(model.config.n_embd), int(model.config.n_layer)
-    tokens = [row.question + row.thoughts + row.text for row in rows]
-    head = 6.0 * width * VOCABULARY * sum(row.text for row in rows)
-    return 6.0 * decoder * sum(tokens) + 6.0 * layers * width * sum(length**2 for length in tokens) + head
