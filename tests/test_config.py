@@ -11,6 +11,7 @@ import pytest
 from cocot.errors import ConfigError
 from cocot.methods import METHODS, CurriculumConfig
 from cocot.methods import base as curriculum
+from cocot.modeling import config as model_config
 from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.training import config
 from cocot.training.config import DataConfig, RunConfig, TrainConfig, WarmupConfig
@@ -19,7 +20,7 @@ from cocot.training.schedule import num_shared_stages, num_steps, plan, split_ba
 
 SETTINGS = [
     kind
-    for module in (config, curriculum)
+    for module in (config, curriculum, model_config)
     for kind in vars(module).values()
     if isinstance(kind, type)
     and is_dataclass(kind)

@@ -68,13 +68,13 @@ def test_the_page_has_every_class():
 
 def test_a_wrong_recurrence_is_seen(monkeypatch):
     """The check would notice a thought whose entries are off by a hundredth."""
-    import cocot.modeling.latent_model
+    import cocot.modeling.forward_call
 
     def shifted(*args, thought_hook=None, **kwargs):
         return think(*args, thought_hook=lambda number, thought: thought + 0.01, **kwargs)
 
-    think = cocot.modeling.latent_model.think
-    monkeypatch.setattr(cocot.modeling.latent_model, "think", shifted)
+    think = cocot.modeling.forward_call.think
+    monkeypatch.setattr(cocot.modeling.forward_call, "think", shifted)
     assert every_model.check("llama").word == "wrong"
 
 

@@ -738,7 +738,7 @@ def test_shared_stages_are_bit_for_bit_those_that_were_not(
     fit = StageTrainer.train
 
     def watch(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
-        trained.append(self.planned.stage.name)
+        trained.append(self.job.planned.stage.name)
         return fit(self, *args, **kwargs)
 
     monkeypatch.setattr(StageTrainer, "train", watch)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-import cocot.modeling.latent_model
+import cocot.modeling.forward_call
 from cocot.data.collator import collate
 from cocot.data.examples import Example
 from cocot.modeling.deferred_gradients import DeferredMatrix
@@ -158,7 +158,7 @@ def updates(monkeypatch):
 @pytest.fixture
 def plain_way(monkeypatch):
     """A switch that makes all passes from then on run the plain way."""
-    return lambda: monkeypatch.setattr(cocot.modeling.latent_model, "can_share", lambda model: False)
+    return lambda: monkeypatch.setattr(cocot.modeling.forward_call, "can_share", lambda model: False)
 
 
 def expected_updates(batch):
