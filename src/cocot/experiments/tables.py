@@ -13,7 +13,8 @@ from typing import Any
 from cocot.errors import CocotError, RunError
 from cocot.system.console import align
 from cocot.system.files import read_json, write_json, write_text
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Problem
 
 Row = dict[str, Any]
 

@@ -37,9 +37,10 @@ from cocot.interpret.path_categories import categorise
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.thought_settings import thought_settings
 from cocot.system.files import new_folder, read_json, write_json
+from cocot.tasks.base import Task
 from cocot.tasks.files import problem_of
 from cocot.tasks.graphs import depths, heights, mentioned
-from cocot.tasks.problem import Graph, Problem, Task, check_whole
+from cocot.tasks.problem import Graph, Problem, check_whole
 
 SCHEMA = 1
 _ARRAYS, _TEXTS = "arrays.safetensors", "search.json"

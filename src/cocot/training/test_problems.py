@@ -19,8 +19,9 @@ from cocot import tasks
 from cocot.errors import RunError
 from cocot.modeling.loading import saved_settings
 from cocot.system.files import read_json
+from cocot.tasks.base import Task
 from cocot.tasks.files import read_problems
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
 from cocot.training.run_folder import RunFolder, fingerprint, run_of
 from cocot.training.schedule import problems_of_files
