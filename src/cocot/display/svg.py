@@ -27,7 +27,7 @@ def canvas(width: float, height: float, description: str) -> Element:
     style = "max-width:100%;height:auto;font-family:system-ui,sans-serif"
     size = {"viewBox": f"0 0 {width:g} {height:g}", "width": f"{width:g}", "height": f"{height:g}"}
     svg = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "style": style, **size})
-    SubElement(svg, "title").text = description
+    SubElement(svg, "title").text = _printable(description)
     return svg
 
 
@@ -43,8 +43,13 @@ def add(parent: Element, kind: str, **attributes: float | str) -> Element:
 def write(parent: Element, text: str, x: float, y: float, anchor: str = "middle", size: float = 11) -> Element:
     """Add a text whose `anchor` (start, middle or end) is at a point."""
     element = add(parent, "text", x=x, y=y, fill="currentColor", font_size=size, text_anchor=anchor)
-    element.text = "".join(letter for letter in text if letter.isprintable())  # XML holds no control characters
+    element.text = _printable(text)
     return element
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which XML does not hold."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def finished(svg: Element) -> Markup:
