@@ -69,7 +69,7 @@ def probe_frontiers(search: SearchData) -> list[ProbeScore]:
     ]
 
 
-def _depth_by_name(search: Search) -> NDArray[np.int64]:
+def _depth_by_name(search: SearchData) -> NDArray[np.int64]:
     """The depth of every name in every problem, (problems, names)."""
     column = {name: number for number, name in enumerate(sorted({n for p in search.problems for n in _names(p)}))}
     columns = np.array([column[name] for problem in search.problems for name in _names(problem)])

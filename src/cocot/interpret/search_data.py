@@ -8,7 +8,7 @@ In: a folder. Out: a `SearchData`: probabilities, thoughts and outputs, by thoug
 On disk it is a folder, with the arrays and texts of its attributes under their names. In two lines:
 
     arrays = safetensors.numpy.load_file("search/arrays.safetensors")
-    texts = json.load(open("search/search.json"))
+    texts = json.loads(Path("search/search.json").read_text())
 
 Read next: `interpret/search_tree.py`, which measures and shows it.
 """
