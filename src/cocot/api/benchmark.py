@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from cocot.bench import workload
 from cocot.bench.ratios import Bench, Ratio, measure
-from cocot.bench.workload import SHAPES
 from cocot.errors import ConfigError
 from cocot.settings.typed import choose
 
@@ -41,8 +41,8 @@ def benchmark(
     Raises:
         ConfigError: there is no such shape, or no GPU.
     """
-    if unknown := set(shapes) - set(SHAPES):
-        raise ConfigError(f"--shapes names {min(unknown)!r}; {choose(min(unknown), SHAPES)}")
+    if unknown := set(shapes) - set(workload.SHAPES):
+        raise ConfigError(f"--shapes names {min(unknown)!r}; {choose(min(unknown), workload.SHAPES)}")
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no GPU here; leave it out to measure on the CPU.")
