@@ -16,7 +16,7 @@ import pytest
 from runs_support import cocot, environment, tiny_config, write_recipe
 
 from cocot.cli import main
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_tree import SearchTree
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load
 from cocot.tasks.files import read_problems, write_problems
@@ -179,7 +179,7 @@ def test_probe_of_a_run_folder(trained: Path, tmp_path: Path, capsys: pytest.Cap
     command = ["probe", trained, "-n", 6, "--seed", 1, "--max-new-tokens", 5, "--out", tmp_path / "search", *SMALL]
     code, out, _ = run([*command, "--show", 5], capsys)
     assert code == 0
-    search = Search.read(tmp_path / "search")
+    search = SearchTree.read(tmp_path / "search")
     problems = ProsQA().generate(6, seed=1, mode="balanced", rendering="symbolic", layers=2, width=1)
     assert search.problems == problems
     lines = out.splitlines()

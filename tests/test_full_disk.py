@@ -18,7 +18,7 @@ from runs_support import cocot, tiny_config, write_recipe
 
 from cocot.cli import main
 from cocot.evaluation.evaluate import read_predictions
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_tree import SearchTree
 from cocot.tasks.files import read_problems
 from cocot.training.run import train
 from cocot.training.run_folder import RunFolder
@@ -116,7 +116,7 @@ def test_a_full_disk_loses_nothing_of_the_old(
     if out == "e.jsonl":
         assert len(read_predictions(disk / out)) == 200
     if out == "search":
-        assert len(Search.read(disk / out).problems) == 60
+        assert len(SearchTree.read(disk / out).problems) == 60
     if out == "d.jsonl":
         assert len(read_problems(disk / out)) == 300
 

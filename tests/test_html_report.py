@@ -17,7 +17,7 @@ from cocot import tasks
 from cocot.cli import main
 from cocot.errors import RunError
 from cocot.experiments.html_report import write_page
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_tree import SearchTree
 from cocot.tasks.graphs import depths, heights
 from cocot.training.run import train
 
@@ -27,7 +27,7 @@ NODE_LABELS = ("problem", "node", "depth", "height_shortest", "height_longest")
 MOST_BYTES = 3_000_000
 
 
-def made_search() -> Search:
+def made_search() -> SearchTree:
     """Three problems of known values, one of them with odd texts."""
     problems = tasks.get("prosqa").generate(3, seed=0, mode="balanced", rendering="symbolic", layers=2, width=2)
     problems[1] = replace(problems[1], question=ODD, answer=ODD)
@@ -39,7 +39,7 @@ def made_search() -> Search:
         np.array([value for graph in graphs for value in measure(graph)], dtype=np.int32)
         for measure in (depths, lambda graph: heights(graph, min), lambda graph: heights(graph, max))
     ]
-    return Search(
+    return SearchTree(
         values,
         np.repeat(np.arange(3, dtype=np.int32), sizes),
         np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
@@ -88,7 +88,7 @@ def test_the_page_is_one_small_file(page: Path) -> None:
 
 def test_the_page_holds_the_data(run: Path, page: Path) -> None:
     """Every value of every node, the graph, the texts: as in the search; and a chart for each figure."""
-    search, data = Search.read(run / "search"), data_of(page)
+    search, data = SearchTree.read(run / "search"), data_of(page)
     for index, tree in enumerate(data["searches"]["search0"]):
         problem = search.problems[index]
         assert problem.graph
@@ -190,7 +190,7 @@ def test_the_page_in_a_browser(run: Path, page: Path) -> None:
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    search = Search.read(run / "search")
+    search = SearchTree.read(run / "search")
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
         browser.get(page.as_uri())
 

@@ -8,7 +8,7 @@ import pytest
 from cocot import tasks
 from cocot.errors import DataError
 from cocot.interpret.linear_probe import probe_frontiers
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_tree import SearchTree
 from cocot.tasks.graphs import depths
 
 COUNT = 600
@@ -24,7 +24,7 @@ def search_of(thoughts, problems):
     values = np.zeros((1, total), np.float32)
     correct = np.zeros((1, len(problems)), bool)
     nearest = np.zeros((len(problems), 0, 5), np.float32)
-    return Search(values, index, none, depth, none, none, problems, [[]], correct, thoughts, [], nearest, 1.0)
+    return SearchTree(values, index, none, depth, none, none, problems, [[]], correct, thoughts, [], nearest, 1.0)
 
 
 def problems_of(count):

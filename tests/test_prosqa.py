@@ -19,7 +19,8 @@ import pytest
 
 from cocot.errors import ConfigError, DataError
 from cocot.tasks import prosqa
-from cocot.tasks.problem import Graph, Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Graph, Problem
 from cocot.tasks.prosqa import ProsQA
 
 TASK = ProsQA()

@@ -20,7 +20,7 @@ from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
-from cocot.interpret.search_tree import Search, probe_search
+from cocot.interpret.search_tree import SearchTree, probe_search
 from cocot.interpret.terminal import draw_tree, tables
 from cocot.methods.tokens import LATENT, PAUSE, SPECIAL_TOKENS
 from cocot.modeling.config import InitConfig
@@ -173,8 +173,8 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path):
     search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, num_thoughts=1, max_new_tokens=4)
     for _ in range(2):
         search.write(tmp_path / "search")
-    again = Search.read(tmp_path / "search")
-    for field in fields(Search):
+    again = SearchTree.read(tmp_path / "search")
+    for field in fields(SearchTree):
         assert np.array_equal(getattr(again, field.name), getattr(search, field.name)), field.name
     nodes = load_file(tmp_path / "search" / "arrays.safetensors")
     texts = json.loads((tmp_path / "search" / "search.json").read_text())
@@ -182,9 +182,9 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path):
     assert texts["problems"][0]["question"] == problems[0].question
     (tmp_path / "search" / "search.json").write_text(json.dumps({**texts, "schema": 99}))
     with pytest.raises(RunError, match=r"of schema 99, and this version reads 1; run `cocot probe` again"):
-        Search.read(tmp_path / "search")
+        SearchTree.read(tmp_path / "search")
     with pytest.raises(RunError, match=r"holds no search.json; make one with `cocot probe`"):
-        Search.read(tmp_path)
+        SearchTree.read(tmp_path)
 
 
 def test_problems_that_cannot_be_probed_are_refused():
@@ -250,7 +250,7 @@ def test_a_tree_shows_every_node(capsys):
     measures = [
         np.array(found, dtype=np.int32) for found in (depths(DIAMOND), heights(DIAMOND, min), heights(DIAMOND, max))
     ]
-    search = Search(
+    search = SearchTree(
         values,
         np.zeros(6, np.int32),
         nodes,

@@ -20,7 +20,7 @@ from cocot.cli.arguments import build_parser
 from cocot.errors import ConfigError
 from cocot.experiments.compare import compare, make_trainings
 from cocot.experiments.estimates import estimate
-from cocot.experiments.study import METHOD, SEED, Study, read_study, shipped_studies, trials
+from cocot.experiments.study import METHOD, SEED, Study, axis_values, read_study, shipped_studies, trials
 from cocot.methods import METHODS
 from cocot.training.run_folder import RunFolder
 
@@ -80,7 +80,9 @@ def test_an_arm_is_what_its_axes_say() -> None:
 
 def test_an_axis_is_cut_on_the_command_line() -> None:
     """By its short name; values become what the recipe takes, and a bundle keeps its settings."""
-    study = read_study("depth", "cpu").with_words("layers=2,5").with_words("hops=3").with_words("method=coconut")
+    study = read_study("depth", "cpu")
+    for words in ("layers=2,5", "hops=3", "method=coconut"):
+        study = study.with_values(*axis_values(words))
     chosen = trials(study, [])
     assert [str(trial.path) for trial in chosen] == ["coconut/layers_2/hops_3", "coconut/layers_5/hops_3"]
     assert [trial.config.model.init.layers for trial in chosen if trial.config.model.init] == [2, 5]

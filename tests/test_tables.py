@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cocot.errors import RunError
-from cocot.experiments.tables import cells, read_table, shortcuts, write_table
+from cocot.experiments.tables import SCHEMA, cells, read_table, shortcuts, write_table
 
 
 def result(**more: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_a_table_is_written_whole(tmp_path: Path) -> None:
         "environment": {"commit": "abc", "versions": {"cocot": "0.1", "torch": "2"}},
     }
     write_table(table, tmp_path)
-    assert read_table(tmp_path) == {"schema": 2, **table}
+    assert read_table(tmp_path) == {"schema": SCHEMA, **table}
     assert shortcuts(table) == ["test-1a: shortcut last 91.4%"]
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("Small.\n\n| method | accuracy |")
@@ -90,5 +90,5 @@ def test_a_table_of_another_version_is_refused(tmp_path: Path) -> None:
     """The message says which schema it is of and what to do; a folder without a table has none."""
     assert read_table(tmp_path) is None
     (tmp_path / "table.json").write_text(json.dumps({"schema": 99, "rows": []}))
-    with pytest.raises(RunError, match="of schema 99, and this version reads 2; the command that made it"):
+    with pytest.raises(RunError, match=f"of schema 99, and this version reads {SCHEMA}; the command that made it"):
         read_table(tmp_path)

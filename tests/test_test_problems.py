@@ -20,7 +20,7 @@ from cocot.tasks.problem import Problem
 from cocot.training.problems import prepare_data
 from cocot.training.run import train
 from cocot.training.schedule import problems_of_files, steps_per_epoch
-from cocot.training.test_problems import select
+from cocot.training.test_problems import select_problems
 
 PROBLEMS = [
     Problem(f"{number} + 1 ?", (f"<<{number}+1={number + 1}>>",), f"{number + 1}") for number in range(30) for _ in "ab"
@@ -58,13 +58,13 @@ def places(run: Path) -> list[Path]:
 def test_a_run_is_asked_the_problems_that_were_set_aside(trained: Path, tmp_path: Path) -> None:
     """Without `--data`, whichever of its folders is named: the same problems, none of which was trained on."""
     copied = shutil.copytree(trained / "model", tmp_path / "copy")
-    chosen = [select(str(place)) for place in places(trained)]
+    chosen = [select_problems(str(place)) for place in places(trained)]
     for other in chosen:
         assert other.problems == chosen[0].problems
         assert other.source == f"the 6 of {trained.parent}/mine.jsonl that were set aside from training"
     aside = {problem.question for problem in chosen[0].problems}
     assert len(aside) == 3, "a tenth of 30 questions, each of which stands twice"
-    assert select(str(copied)).source == "1,000 generated with seed 1000000"
+    assert select_problems(str(copied)).source == "1,000 generated with seed 1000000"
     known = json.loads((trained / "run.json").read_text())
     assert known["data_fingerprint"]
 
@@ -74,10 +74,10 @@ def test_what_was_set_aside_is_not_known_of_another_file(trained: Path, tmp_path
     folder = shutil.copytree(trained.parent, tmp_path / "moved")
     config = (folder / "run" / "config.yaml").read_text().replace(str(trained.parent), str(folder))
     (folder / "run" / "config.yaml").write_text(config)
-    assert select(str(folder / "run")).problems == select(str(trained)).problems
+    assert select_problems(str(folder / "run")).problems == select_problems(str(trained)).problems
     write_problems(folder / "mine.jsonl", PROBLEMS[2:])
     with pytest.raises(RunError, match=r"mine\.jsonl was changed after .* was trained on it"):
-        select(str(folder / "run"))
+        select_problems(str(folder / "run"))
 
 
 def test_the_runs_validation_file_is_asked(tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_the_runs_validation_file_is_asked(tmp_path: Path) -> None:
     write_problems(tmp_path / "valid.jsonl", PROBLEMS[:4])
     train(config_of(tmp_path, valid=str(tmp_path / "valid.jsonl")), tmp_path / "run")
     run = str(tmp_path / "run")
-    assert select(run).problems == PROBLEMS[:4]
-    assert select(run).source == f"the run's validation file, 4 of {tmp_path / 'valid.jsonl'}"
-    assert select(run, data=tmp_path / "mine.jsonl").problems == PROBLEMS
-    assert select(run, count=5, settings={"steps": [2]}).problems == tasks.get("gsm8k").generate(
+    assert select_problems(run).problems == PROBLEMS[:4]
+    assert select_problems(run).source == f"the run's validation file, 4 of {tmp_path / 'valid.jsonl'}"
+    assert select_problems(run, data=tmp_path / "mine.jsonl").problems == PROBLEMS
+    assert select_problems(run, count=5, steps=[2]).problems == tasks.get("gsm8k").generate(
         5, seed=1_000_000, steps=[2]
     )
-    assert select(run, task="prosqa", count=5).problems == tasks.get("prosqa").generate(5, seed=1_000_000)
+    assert select_problems(run, task="prosqa", count=5).problems == tasks.get("prosqa").generate(5, seed=1_000_000)
 
 
 def test_the_model_knows_its_grader(trained: Path, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_the_model_knows_its_grader(trained: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(trained / "model", tmp_path / "copy")
     for place in [*places(trained), copied]:
         assert saved_settings(place)["task"] == "gsm8k"
-        assert select(str(place), count=2).grader == "gsm8k (the model's config.json)"
-    assert select(str(trained), task="prosqa", count=2).grader == "prosqa (as asked)"
+        assert select_problems(str(place), count=2).grader == "gsm8k (the model's config.json)"
+    assert select_problems(str(trained), task="prosqa", count=2).grader == "prosqa (as asked)"
     for checkpoint in (trained / "stages").glob("*/checkpoint-*"):
-        assert select(str(checkpoint)).task.name == "gsm8k"
+        assert select_problems(str(checkpoint)).task.name == "gsm8k"
 
 
 def test_a_model_of_before_is_graded_as_its_run_says(trained: Path, tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_a_model_of_before_is_graded_as_its_run_says(trained: Path, tmp_path: Pa
     del config["thoughts"]["task"]
     (old / "model" / "config.json").write_text(json.dumps(config))
     for place in (old, old / "model"):
-        assert select(str(place)).grader == "gsm8k (the run's config.yaml)"
+        assert select_problems(str(place)).grader == "gsm8k (the run's config.yaml)"
     alone = shutil.copytree(old / "model", tmp_path / "alone")
-    assert select(str(alone), count=1).grader.startswith("prosqa (the default, as nothing names another")
-    assert select(locate("prosqa-small"), count=1).grader == "prosqa (the run's config.yaml)"
+    assert select_problems(str(alone), count=1).grader.startswith("prosqa (the default, as nothing names another")
+    assert select_problems(locate("prosqa-small"), count=1).grader == "prosqa (the run's config.yaml)"
 
 
 def test_one_model_one_number(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ asked for. Nothing that a model folder, a run folder or a recipe says is ever im
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, Protocol, TypeVar
 
 from cocot.errors import ConfigError
@@ -80,10 +80,20 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
 
     def _with_entry_points(self) -> Mapping[str, Kind]:
         if not self._has_entry_points:
-            self._has_entry_points = True
             for point in entry_points(group=self._group):
-                self.register(point.load()())
+                self.register(self._made(point))
+            self._has_entry_points = True
         return self._known
+
+    def _made(self, point: EntryPoint) -> Kind:
+        try:
+            item: Kind = point.load()()
+        except Exception as error:  # of a stranger's module: anything
+            raise ConfigError(
+                f"the {self._kind} {point.name!r} of an installed package, {point.value}, cannot be loaded: "
+                f"{type(error).__name__}: {error}. Mend the package, or remove it."
+            ) from error
+        return item
 
 
 def _place(item: object) -> str:

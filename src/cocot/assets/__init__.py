@@ -8,6 +8,7 @@ Read next: `modeling/loading.py`.
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
@@ -18,14 +19,15 @@ def bundled_models() -> list[str]:
     return sorted(file.parent.name for file in _FOLDER.glob("*/config.yaml"))
 
 
-def locate(source: str | Path) -> str:
+def locate(source: str | PathLike[str]) -> str:
     """Where a model is: `source` itself; for the name of a bundled model, its folder.
 
     A folder of that name in the current folder comes first.
     """
-    return str(_FOLDER / source) if not Path(source).exists() and str(source) in bundled_models() else str(source)
+    name = fspath(source)
+    return str(_FOLDER / name) if not Path(name).exists() and name in bundled_models() else name
 
 
-def is_bundled(source: str | Path) -> bool:
+def is_bundled(source: str | PathLike[str]) -> bool:
     """Whether a model is a bundled one."""
     return Path(source).resolve().is_relative_to(_FOLDER.resolve())

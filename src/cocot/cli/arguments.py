@@ -1,7 +1,7 @@
 """The arguments of every command: `cocot train | eval | ask | probe | compare | reproduce | report | export | ...`.
 
 In: nothing. Out: a parser; `command` of what it parses is the name of the command.
-Read next: `cli.py`, which runs them.
+Read next: `cli/commands.py`, which runs them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from cocot.errors import ConfigError
 
 _MOST = 10_000_000
-PAGE = "report.html"
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
 
@@ -162,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("report", "write one HTML page about runs: tables, figures, the search tree to play with")
     sub.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of compare and reproduce")
-    sub.add_argument("--out", type=Path, help=f"the file (default: {PAGE} in the first folder)")
+    sub.add_argument("--out", type=Path, help="the file (default: report.html in the first folder)")
 
     sub = add("export", "write a folder that thinks without cocot: generate, pipeline, transformers serve")
     sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")

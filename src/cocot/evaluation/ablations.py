@@ -25,7 +25,8 @@ from cocot.evaluation.evaluate import Prediction, evaluate
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.thought_settings import thought_settings
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Problem
 
 
 def _noise(thoughts: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from cocot.evaluation.statistics import wilson_interval
 from cocot.modeling.generation import MOST_NEW_TOKENS, HookFactory, answer
 from cocot.system.files import write_text
 from cocot.system.processes import processes
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

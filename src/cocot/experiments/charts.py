@@ -1,6 +1,7 @@
 """The figures of a page: charts as values, drawn by altair.
 
-In: a `Search`, the rows of a table, logs of runs. Out: altair charts, each with a description for those who cannot see.
+In: a `SearchData`, the rows of a table, logs of runs. Out: altair charts, each with a description for those who
+cannot see.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from cocot.evaluation.statistics import wilson_interval
 from cocot.interpret.path_categories import CATEGORIES
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_data import SearchData
 from cocot.tasks.graphs import leads_to
+from cocot.training.training_curve import training_curve
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and visible on light and dark ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#B8A500")
@@ -28,21 +30,16 @@ def training(logs: Mapping[str, Log]) -> Any:
     """Loss and validation accuracy of each run over its optimizer steps, with a rule where a stage begins."""
     points, rules = [], []
     for name, log in logs.items():
-        offset, stage, last = 0, None, 0
-        for entry in log:
-            if entry["stage"] != stage:
-                offset, stage = offset + last, entry["stage"]
-                rules.append({"run": name, "step": offset, "stage": stage})
-            last = entry["step"]
-            for key, title in (("loss", "loss"), ("eval_accuracy", "validation accuracy")):
-                if key in entry:
-                    points.append({"run": name, "step": offset + last, "what": title, "value": entry[key]})
+        curve = training_curve(log)
+        rules += [{"run": name, "step": step, "stage": stage} for step, stage in curve.stages]
+        for what, own in (("loss", curve.loss), ("validation accuracy", curve.accuracy)):
+            points += [{"run": name, "step": step, "what": what, "value": value} for step, value in own]
     x = alt.X("step:Q", title="optimizer step")
     parts = []
     for what in ("loss", "validation accuracy"):
-        own = _data([point for point in points if point["what"] == what])
+        shown = _data([point for point in points if point["what"] == what])
         y = alt.Y("value:Q", title=what).scale(type="symlog" if what == "loss" else "linear")
-        line = alt.Chart(own).mark_line().encode(x, y, _colour("run"), tooltip=["run:N", "step:Q", "value:Q"])
+        line = alt.Chart(shown).mark_line().encode(x, y, _colour("run"), tooltip=["run:N", "step:Q", "value:Q"])
         rule = alt.Chart(_data(rules)).mark_rule(strokeDash=[2, 3], opacity=0.5)
         parts.append(alt.layer(rule.encode(x, _colour("run"), tooltip=["run:N", "stage:N"]), line))
     text = "Loss and validation accuracy against optimizer steps for each run; dashed rules mark where stages begin."
@@ -72,7 +69,7 @@ def accuracy_and_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
     return _sized(alt.layer(bars, dots), "Accuracy with its interval against generated tokens, a point a method.")
 
 
-def answers(search: Search) -> Any:
+def answers(search: SearchData) -> Any:
     """Accuracy of what the model writes after k thoughts, with its interval."""
     points = []
     for k, correct in enumerate(search.correct):
@@ -86,7 +83,7 @@ def answers(search: Search) -> Any:
     return _sized(alt.layer(bars, line), "Accuracy with its interval against the number of thoughts before the text.")
 
 
-def categories(search: Search) -> Any:
+def categories(search: SearchData) -> Any:
     """The paper's categories of what is written after k thoughts."""
     points = []
     for k in range(len(search.values)):
@@ -109,7 +106,7 @@ def categories(search: Search) -> Any:
     return _sized(chart, "Share of each category of written paths against the number of thoughts before the text.")
 
 
-def value_by_height(search: Search, height: str = "height_shortest") -> Any:
+def value_by_height(search: SearchData, height: str = "height_shortest") -> Any:
     """Mean value of a frontier node after k thoughts against its height: those that lead to the target, and others."""
     is_right = np.concatenate([leads_to(p.graph, p.graph.target) for p in search.problems if p.graph])
     heights = getattr(search, height)
@@ -138,7 +135,7 @@ def value_by_height(search: Search, height: str = "height_shortest") -> Any:
     return _sized(chart, "Mean probability of frontier nodes against their height, right and wrong ones apart.")
 
 
-def parallelism(search: Search) -> Any:
+def parallelism(search: SearchData) -> Any:
     """Cumulative value of the top 1, 2 and 3 nodes over percentiles of problems: how many branches are held at once?"""
     points = []
     for k in range(1, len(search.values)):

@@ -16,7 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import igraph
 import vl_convert
 from jinja2 import Environment
 from markupsafe import Markup
@@ -24,16 +23,13 @@ from markupsafe import Markup
 from cocot.errors import RunError
 from cocot.experiments import charts
 from cocot.experiments.tables import cells, read_table, shortcuts
-from cocot.interpret.search_tree import Search
+from cocot.interpret.drawing import drawing
+from cocot.interpret.search_data import SearchData
 from cocot.interpret.terminal import tables as tables_of
-from cocot.methods.tokens import ANSWER_MARK
 from cocot.system.files import read_json, write_text
-from cocot.tasks.graphs import mentioned
-from cocot.tasks.problem import Graph, Problem
 from cocot.training.run_folder import CONFIG, RunFolder
 
 _MOST_TREES = 50
-_GAP = 70
 
 
 def write_page(folders: Sequence[Path], out: Path) -> None:
@@ -71,7 +67,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     missing = [
         f"{name} is not finished: its model is not there yet." for name, run in runs.items() if not run.model.exists()
     ]
-    searches = {name: Search.read(run.path / "search") for name, run in runs.items() if (run.path / "search").exists()}
+    places = {name: run.path / "search" for name, run in runs.items()}
+    searches = {name: SearchData.read(place) for name, place in places.items() if place.exists()}
     for name, search in searches.items():
         missing += _add_search(figures, specs, name, search)
     if not searches:
@@ -139,7 +136,7 @@ _COLOURS_OF_THE_PAGE = {
 """Drawn as SVG, `currentColor` is the page's ink, in light and in dark."""
 
 
-def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: Search) -> list[str]:
+def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str, search: SearchData) -> list[str]:
     """Add the figures that the search has enough for; returns a sentence on those it has not."""
     text = "The model thinks k thoughts and then continues in words. Bars are 95 % intervals."
     _add(figures, specs, f"Accuracy of {name} after its thoughts", charts.answers(search), text)
@@ -168,47 +165,9 @@ def _add_search(figures: list[dict[str, Any]], specs: dict[str, Any], name: str,
     return []
 
 
-def _trees(search: Search) -> list[dict[str, Any]]:
+def _trees(search: SearchData) -> list[dict[str, Any]]:
     """The first problems as the page's script takes them."""
-    return [_tree(search, index, problem) for index, problem in enumerate(search.problems[:_MOST_TREES])]
-
-
-def _tree(search: Search, index: int, problem: Problem) -> dict[str, Any]:
-    tree = {
-        "question": problem.question,
-        "answer": problem.answer,
-        "outputs": [texts[index] for texts in search.outputs],
-        "correct": search.correct[:, index].tolist(),
-        "nearest": [
-            list(zip(tokens, (round(value, 4) for value in values.tolist()), strict=True))
-            for tokens, values in zip(search.nearest[index], search.nearest_values[index], strict=True)
-        ],
-    }
-    graph = problem.graph
-    return {**tree, **_drawing(search, index, problem.steps, graph)} if graph else tree
-
-
-def _drawing(search: Search, index: int, steps: Sequence[str], graph: Graph) -> dict[str, Any]:
-    """Where the nodes of a problem's graph stand, and what the model thinks of them."""
-    own = search.problem == index
-    places = igraph.Graph(n=len(graph.symbols), edges=graph.edges, directed=True).layout_sugiyama(hgap=_GAP, vgap=_GAP)
-    points = [place[:2] for place in places.coords[: len(graph.symbols)]]
-    left, top = (min(point[axis] for point in points) for axis in (0, 1))
-    points = [[round(x - left, 1), round(y - top, 1)] for x, y in points]
-    way = [tuple(place.node for place in mentioned(graph, step)[:2]) for step in steps]
-    chosen = [mentioned(graph, texts[index].rpartition(ANSWER_MARK)[2]) for texts in search.outputs]
-    return {
-        "names": graph.symbols,
-        "edges": graph.edges,
-        "target": graph.target,
-        "distractor": graph.distractor,
-        "way": way,
-        "places": points,
-        "size": [max(x for x, _ in points), max(y for _, y in points)],
-        "depth": search.depth[own].tolist(),
-        "values": [[round(value, 4) for value in row] for row in search.values[:, own].tolist()],
-        "chosen": [nodes[-1].node if nodes else None for nodes in chosen],
-    }
+    return [drawing(search, index) for index in range(min(_MOST_TREES, len(search.problems)))]
 
 
 def _json(value: Any) -> Markup:

@@ -11,7 +11,6 @@ Read next: `experiments/compare.py`, which makes the table; `studies/*.yaml`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
@@ -22,7 +21,7 @@ from cocot.errors import ConfigError
 from cocot.settings import plain_yaml
 from cocot.settings.typed import choose
 from cocot.training.config import RunConfig
-from cocot.training.recipes import read_recipe
+from cocot.training.recipes import override_words, read_recipe
 
 _SHIPPED = Path(__file__).parents[1] / "configs" / "studies"
 METHOD, SEED = "curriculum.method", "seed"
@@ -68,20 +67,30 @@ class Study:
         chosen = [by_text[str(value)] for value in values]
         return replace(self, axes={**self.axes, axis: {value: known[value] for value in chosen}})
 
-    def with_words(self, words: str) -> Study:
-        """`with_axis` as said on the command line: the axis by its short name, `layers=2,4`.
+    def with_values(self, axis: str, values: Sequence[Any]) -> Study:
+        """`with_axis`, the axis by its short name, `layers`.
 
         Raises:
-            ConfigError: the study has no such axis, the axis has no such value, or the words are not of that form.
+            ConfigError: the study has no such axis, or the axis has no such value.
         """
-        short, _, values = words.partition("=")
         names = {_short(name): name for name in self.axes}
-        if short not in names or not values:
+        if axis not in names or not values:
+            words = f"{axis}={','.join(map(str, values))}" if values else axis
             raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
-        try:
-            return self.with_axis(names[short], [plain_yaml.parse(value) for value in values.split(",")])
-        except ConfigError as error:
-            raise ConfigError(f"{words!r}: give values with commas between and nothing else, {short}=2,3.") from error
+        return self.with_axis(names[axis], values)
+
+
+def axis_values(words: str) -> tuple[str, list[Any]]:
+    """An axis and its values as said on the command line: `layers=2,4`.
+
+    Raises:
+        ConfigError: the words are not of that form.
+    """
+    axis, _, values = words.partition("=")
+    try:
+        return axis, [plain_yaml.parse(value) for value in values.split(",")] if values else []
+    except ConfigError as error:
+        raise ConfigError(f"{words!r}: give values with commas between and nothing else, {axis}=2,3.") from error
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def trials(study: Study, overrides: Sequence[str]) -> list[Trial]:
     made: list[Trial] = []
     for chosen in product(*options):
         values = {axis: value for axis, value, _ in chosen}
-        own = [*overrides, *(word for *_, settings in chosen for word in _as_overrides(settings))]
+        own = [*overrides, *(word for *_, settings in chosen for word in override_words(settings))]
         first, *rest = values.items()
         path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
         if any(path == other.path for other in made):
@@ -138,11 +147,6 @@ def _options(axis: str, values: Any) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _short(axis: str) -> str:
     return axis.rpartition(".")[2]
-
-
-def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    pairs = [(f"--{name}", value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()]
-    return [word for pair in pairs for word in pair]
 
 
 def shipped_studies() -> dict[str, list[str]]:

@@ -7,17 +7,80 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cocot.display.html import block, heading, paragraph, table
 from cocot.errors import CocotError, RunError
 from cocot.system.console import align
 from cocot.system.files import read_json, write_json, write_text
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Problem
 
 Row = dict[str, Any]
 
 SCHEMA = 2
+
+
+class Table:
+    """The results of several trainings: what `table.json` holds. Prints as the command line prints it.
+
+    Attributes:
+        path: The folder of the study, which holds the runs, `table.json` and `table.md`.
+        content: All that `table.json` holds; `docs/reproduce.md` describes it.
+    """
+
+    def __init__(self, path: str | PathLike[str], content: Row) -> None:
+        self.path, self.content = Path(path), content
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Table:
+        """The table of a folder of `cocot compare` or `cocot reproduce`.
+
+        Raises:
+            RunError: the folder has none, or another version of cocot wrote it.
+        """
+        content = read_table(Path(path))
+        if content is None:
+            raise RunError(f"{path} holds no table.json; `cocot compare` and `cocot reproduce` write one.")
+        return cls(path, content)
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row a method (or other trial): its values, its results by test set, the paper's."""
+        return list(self.content["rows"])
+
+    @property
+    def ablations(self) -> list[Row]:
+        """The same models with other thoughts, and with fewer; empty where the study asks for none."""
+        return list(self.content["ablations"])
+
+    @property
+    def shortcuts(self) -> list[str]:
+        """A line for each test set: what rules that do not reason would reach on it."""
+        return shortcuts(self.content)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Table({str(self.path)!r}, {len(self.rows)} rows)"
+
+    def __str__(self) -> str:
+        parts = [plain(rows) for rows in (self.rows, self.ablations) if rows]
+        return "\n\n".join([*parts, *(["\n".join(self.shortcuts)] if self.shortcuts else [])])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the tables, and what stands below them."""
+        ablations = [heading("With other thoughts, and with fewer"), table(cells(self.ablations))]
+        return block(
+            heading(str(self.path)),
+            *([paragraph(self.content["note"])] if self.content["note"] else []),
+            table(cells(self.rows)),
+            *(ablations if self.ablations else []),
+            *map(paragraph, self.shortcuts),
+        )
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:

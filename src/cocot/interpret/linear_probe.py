@@ -1,6 +1,7 @@
 """What a thought holds: can a linear probe read off it which nodes the search has reached?
 
-In: a `Search` of many problems. Out: for each thought and depth, how many of the nodes at that depth the probe finds.
+In: a `SearchData` of many problems. Out: for each thought and depth, how many of the nodes at that depth the probe
+finds.
 
 For each thought and depth a ridge regression from the thought to "is the node of this name so many steps below the
 root" is fitted on four fifths of the problems and scored on the rest, five times over (cross-validation): of the n
@@ -19,7 +20,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, cross_val_predict
 
 from cocot.errors import DataError
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_data import SearchData
 from cocot.tasks.problem import Problem
 
 MIN_PROBLEMS = 10
@@ -49,7 +50,7 @@ class ProbeScore:
     problems: int
 
 
-def probe_frontiers(search: Search) -> list[ProbeScore]:
+def probe_frontiers(search: SearchData) -> list[ProbeScore]:
     """Fit and score a probe for every thought and every depth down to the longest solution.
 
     Raises:
@@ -68,7 +69,7 @@ def probe_frontiers(search: Search) -> list[ProbeScore]:
     ]
 
 
-def _depth_by_name(search: Search) -> NDArray[np.int64]:
+def _depth_by_name(search: SearchData) -> NDArray[np.int64]:
     """The depth of every name in every problem, (problems, names)."""
     column = {name: number for number, name in enumerate(sorted({n for p in search.problems for n in _names(p)}))}
     columns = np.array([column[name] for problem in search.problems for name in _names(problem)])

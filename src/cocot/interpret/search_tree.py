@@ -1,156 +1,91 @@
 """The search inside a model: how likely each node of a problem's graph is as the next step after k = 0 ... K thoughts.
 
-In: a model, a tokenizer, problems with graphs. Out: a `Search`: labelled arrays, and what the model writes from there.
+In: a model, a tokenizer, problems with graphs. Out: a `SearchTree`: labelled arrays, and what the model writes from
+there; printed, its tables; in a notebook, the tables and a tree.
 
     search = probe_search(model, tokenizer, task, problems)
     search.write("runs/demo/coconut/search")
-    search.values[1][search.is_reachable].mean()       # after one thought
-
-On disk a `Search` is a folder, with the arrays and texts of its attributes under their names. In two lines:
-
-    arrays = safetensors.numpy.load_file("search/arrays.safetensors")
-    texts = json.load(open("search/search.json"))
+    search.tree(3)                                     # in a notebook: problem 3, thought by thought
 
 Source: arXiv 2412.06769, section 5.
-Read next: `interpret/likelihood.py` (probabilities of texts), `tasks/graphs.py` (depth and height).
+Read next: `interpret/search_data.py` (the arrays), `interpret/likelihood.py` (probabilities of texts),
+`tasks/graphs.py` (depth and height).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cocot.data.encoding import encode_question
-from cocot.errors import DataError, RunError
+from cocot.display.html import block, heading, paragraph, table
+from cocot.errors import ConfigError, DataError
 from cocot.evaluation.evaluate import evaluate
+from cocot.interpret.drawing import drawing
 from cocot.interpret.likelihood import continuation_log_probs
-from cocot.interpret.path_categories import categorise
+from cocot.interpret.search_data import SearchData
+from cocot.interpret.terminal import describe, tables, tree_text
+from cocot.interpret.tree_html import tree_html
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.thought_settings import thought_settings
-from cocot.system.files import new_folder, read_json, write_json
-from cocot.tasks.files import problem_of
+from cocot.tasks.base import Task
 from cocot.tasks.graphs import depths, heights, mentioned
-from cocot.tasks.problem import Graph, Problem, Task, check_whole
+from cocot.tasks.problem import Graph, Problem, check_whole
 
-SCHEMA = 1
-_ARRAYS, _TEXTS = "arrays.safetensors", "search.json"
 _NUM_NEAREST = 5
 _MOST_THOUGHTS, _MOST_BATCH = 10_000, 1_000_000
 
 
-@dataclass(frozen=True)
-class Search:
-    """What a model holds likely, by thought and node.
+class SearchTree(SearchData):
+    """What a model holds likely, by thought and node; printed as tables, drawn as trees."""
 
-    Attributes:
-        values: Probability of the node as the next step, (thoughts + 1, nodes), float32. Row k is after k thoughts.
-        problem: Index of the node's problem, (nodes,), int32.
-        node: The node's id in its problem's graph, (nodes,), int32.
-        depth: Steps from the root, -1 where it does not lead, (nodes,), int32.
-        height_shortest: Fewest steps down to a leaf, (nodes,), int32: one of the paper's two definitions.
-        height_longest: Most steps down to a leaf, (nodes,), int32: the other one.
-        problems: The problems. One without a graph has no nodes here; all else is known of it.
-        outputs: Text that the model writes after k thoughts, by k and problem.
-        correct: Whether that text ends in the right answer, (thoughts + 1, problems).
-        thoughts: The thoughts themselves, as after K of them, (problems, thoughts, width), float32.
-        nearest: The tokens that the head finds likeliest at each thought, by problem and thought, likeliest first.
-        nearest_values: Their probabilities, (problems, thoughts, tokens), float32.
-        embedding_norm: Mean length of the model's token embeddings.
-    """
+    def __str__(self) -> str:
+        return describe(self)
 
-    values: NDArray[np.float32]
-    problem: NDArray[np.int32]
-    node: NDArray[np.int32]
-    depth: NDArray[np.int32]
-    height_shortest: NDArray[np.int32]
-    height_longest: NDArray[np.int32]
-    problems: list[Problem]
-    outputs: list[list[str]]
-    correct: NDArray[np.bool_]
-    thoughts: NDArray[np.float32]
-    nearest: list[list[list[str]]]
-    nearest_values: NDArray[np.float32]
-    embedding_norm: float
+    def _repr_html_(self) -> str:
+        """For notebooks: every table, and the tree of the first problem that has one."""
+        parts = [part for title, rows in tables(self).items() for part in (heading(title), table(rows))]
+        first = next((index for index, problem in enumerate(self.problems) if problem.graph), None)
+        drawn = [] if first is None else [tree_html(drawing(self, first), first)]
+        hint = paragraph(f"tree(0) to tree({len(self.problems) - 1}) of this object draw each problem.")
+        return block(*drawn, hint, *parts)
 
-    @property
-    def norms(self) -> NDArray[np.float32]:
-        """Length of each thought, (problems, thoughts)."""
-        return cast(NDArray[np.float32], np.linalg.norm(self.thoughts, axis=-1))
-
-    @property
-    def cosines(self) -> NDArray[np.float32]:
-        """Cosine between each thought and the one before it, (problems, thoughts - 1)."""
-        unit = self.thoughts / np.maximum(self.norms[..., None], np.finfo(np.float32).tiny)
-        return cast(NDArray[np.float32], (unit[:, 1:] * unit[:, :-1]).sum(axis=-1))
-
-    @property
-    def is_reachable(self) -> NDArray[np.bool_]:
-        """Whether the root leads to the node; not so the root itself, (nodes,)."""
-        return self.depth > 0
-
-    def probability_mass(self, k: int) -> dict[str, NDArray[np.float64]]:
-        """How the probability of the next step is shared out after k thoughts, by problem.
-
-        Only problems with a graph that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps
-        below the root, which the next step can name; `reachable`, other nodes below it; `elsewhere`, all other nodes;
-        `no node`.
-        """
-        goes_on = np.array([problem.graph is not None and len(problem.steps) > k for problem in self.problems])
-        is_frontier = self.depth == max(1, k)
-        parts = {
-            "frontier": is_frontier,
-            "reachable": self.is_reachable & ~is_frontier,
-            "elsewhere": ~self.is_reachable,
-        }
-        sums = {
-            name: np.bincount(self.problem, self.values[k] * part, len(self.problems))[goes_on]
-            for name, part in parts.items()
-        }
-        return {**sums, "no node": 1 - np.sum(list(sums.values()), axis=0)}
-
-    def categories(self, k: int) -> list[str]:
-        """The paper's category (`path_categories.py`) of the output after k thoughts, for each problem with a graph."""
-        given = zip(self.problems, self.outputs[k], self.correct[k], strict=True)
-        return [categorise(item, output, k, bool(is_correct)) for item, output, is_correct in given if item.graph]
-
-    def write(self, folder: str | Path) -> None:
-        """Write the two files; an older search there is replaced once the new one is whole."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        texts = {name: value for name, value in values.items() if name not in arrays}
-        with new_folder(Path(folder)) as place:
-            save_file(arrays, place / _ARRAYS)
-            problems = [problem.to_json() for problem in self.problems]
-            write_json(place / _TEXTS, {"schema": SCHEMA, **texts, "problems": problems})
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Search:
-        """What `write` wrote.
+    def tree(self, index: int) -> ProblemTree:
+        """One problem, to be printed or to be looked at in a notebook.
 
         Raises:
-            RunError: there is no search in the folder, or another version of cocot wrote it.
+            ConfigError: there is no such problem.
         """
-        file = Path(folder) / _TEXTS
-        if not file.is_file():
-            raise RunError(f"{folder} holds no search.json; make one with `cocot probe`.")
-        texts = read_json(file, "schema", "problems")
-        if texts["schema"] != SCHEMA:
-            raise RunError(
-                f"{file} is of schema {texts['schema']}, and this version reads {SCHEMA}; run `cocot probe` again."
-            )
-        problems = [problem_of(item, f"{file}, problem {index}") for index, item in enumerate(texts["problems"])]
-        others = {field.name: texts[field.name] for field in fields(cls) if field.name in texts}
-        arrays: dict[str, Any] = load_file(file.with_name(_ARRAYS))
-        return cls(**{**arrays, **others, "problems": problems})
+        if not 0 <= index < len(self.problems):
+            raise ConfigError(f"there is no problem {index}: the problems are 0 to {len(self.problems) - 1}.")
+        return ProblemTree(self, index)
+
+
+@dataclass(frozen=True)
+class ProblemTree:
+    """One problem of a search.
+
+    Attributes:
+        search: The search.
+        index: Which of its problems, from 0.
+    """
+
+    search: SearchData
+    index: int
+
+    def __str__(self) -> str:
+        return tree_text(self.search, self.index)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the tree after each number of thoughts."""
+        return block(tree_html(drawing(self.search, self.index), self.index))
 
 
 def probe_search(
@@ -162,7 +97,7 @@ def probe_search(
     num_thoughts: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
-) -> Search:
+) -> SearchTree:
     """Measure every node of every problem after k = 0 ... K thoughts.
 
     The model switches to words after k thoughts. What it would write next is the next step; its text before the name of
@@ -211,7 +146,7 @@ def probe_search(
     sizes = [len(graph.symbols) for graph in graphs]
     thoughts = recorder.thoughts
     nearest, nearest_values = _nearest(model, tokenizer, thoughts)
-    return Search(
+    return SearchTree(
         values=np.stack(values),
         problem=np.repeat(np.array(with_graph, dtype=np.int32), sizes),
         node=np.array([node for size in sizes for node in range(size)], dtype=np.int32),
@@ -263,7 +198,7 @@ def _values(
     k: int,
     batch_size: int,
 ) -> NDArray[np.float32]:
-    """Row k of `Search.values`."""
+    """Row k of `SearchTree.values`."""
     settings = thought_settings(model)
     was_training = model.training
     model.eval()

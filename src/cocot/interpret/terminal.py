@@ -1,10 +1,11 @@
 """A search in the terminal: tables of what a model thinks of it, and the tree of one problem.
 
-In: a `Search`. Out: text.
+In: a `SearchData`. Out: text.
 """
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.tree import Tree
 from cocot.evaluation.statistics import wilson_interval
 from cocot.interpret.linear_probe import MIN_PROBLEMS, probe_frontiers
 from cocot.interpret.path_categories import CATEGORIES
-from cocot.interpret.search_tree import Search
+from cocot.interpret.search_data import SearchData
 from cocot.system.console import align
 from cocot.tasks.problem import Graph
 
@@ -26,7 +27,7 @@ Table = list[tuple[str, ...]]
 """Rows of text cells, the heading first."""
 
 
-def tables(search: Search) -> dict[str, Table]:
+def tables(search: SearchData) -> dict[str, Table]:
     """All tables that the search has enough for, by title."""
     found = {"Answers after k thoughts": _answers(search)}
     if search.node.size:
@@ -39,12 +40,12 @@ def tables(search: Search) -> dict[str, Table]:
     return found
 
 
-def describe(search: Search) -> str:
+def describe(search: SearchData) -> str:
     """The tables for a terminal."""
     return "\n\n".join(f"{title}\n{align(rows)}" for title, rows in tables(search).items())
 
 
-def _answers(search: Search) -> Table:
+def _answers(search: SearchData) -> Table:
     """Accuracy after each number of thoughts."""
     rows: Table = [("thoughts", "accuracy", "95 % interval", "problems")]
     for k, correct in enumerate(search.correct):
@@ -53,7 +54,7 @@ def _answers(search: Search) -> Table:
     return rows
 
 
-def _masses(search: Search) -> Table:
+def _masses(search: SearchData) -> Table:
     """How the probability of the next step is shared out after each number of thoughts."""
     rows: Table = [("thoughts", "frontier", "reachable", "elsewhere", "no node", "problems")]
     for k in range(len(search.values)):
@@ -64,7 +65,7 @@ def _masses(search: Search) -> Table:
     return rows
 
 
-def _categories(search: Search) -> Table:
+def _categories(search: SearchData) -> Table:
     """The share of each of the paper's categories of outputs after each number of thoughts."""
     rows: Table = [("thoughts", *CATEGORIES)]
     for k in range(len(search.values)):
@@ -73,7 +74,7 @@ def _categories(search: Search) -> Table:
     return rows
 
 
-def _readings(search: Search) -> Table:
+def _readings(search: SearchData) -> Table:
     """What a linear probe finds in the thoughts."""
     rows: Table = [("thought", "depth", "recall", "shuffled", "chance", "problems")]
     for one in probe_frontiers(search):
@@ -82,7 +83,7 @@ def _readings(search: Search) -> Table:
     return rows
 
 
-def _lens(search: Search) -> Table:
+def _lens(search: SearchData) -> Table:
     """Length, cosine to the thought before, and the token that the head most often reads in it, thought by thought."""
     rows: Table = [("thought", "length / embedding", "cosine to the last", "nearest token", "probability")]
     for thought in range(search.thoughts.shape[1]):
@@ -101,7 +102,7 @@ def _mean(values: Any) -> str:
     return f"{values.mean():.3f} ± {1.96 * values.std() / len(values) ** 0.5:.3f}"
 
 
-def draw_tree(search: Search, index: int, console: Console | None = None) -> None:
+def draw_tree(search: SearchData, index: int, console: Console | None = None) -> None:
     """Print the problem, its tree and what the model writes after k = 0 ... K thoughts.
 
     A node's bars and numbers are its probability as the next step, one a k. Target and distractor are marked; a node
@@ -118,7 +119,7 @@ def draw_tree(search: Search, index: int, console: Console | None = None) -> Non
         console.print(Text(f"after {k} thoughts: {texts[index]}  [{verdict}]"))
 
 
-def _draw_graph(search: Search, index: int, graph: Graph, console: Console) -> None:
+def _draw_graph(search: SearchData, index: int, graph: Graph, console: Console) -> None:
     values = search.values[:, search.problem == index]
     children = {node: [b for a, b in graph.edges if a == node] for node in range(len(graph.symbols))}
 
@@ -142,3 +143,11 @@ def _draw_graph(search: Search, index: int, graph: Graph, console: Console) -> N
         if depth[node] < 0:
             apart.add(label(node))
     console.print(apart)
+
+
+def tree_text(search: SearchData, index: int) -> str:
+    """What `draw_tree` prints, as plain text."""
+    console = Console(file=io.StringIO(), width=160)
+    with console.capture() as capture:
+        draw_tree(search, index, console)
+    return capture.get().rstrip()

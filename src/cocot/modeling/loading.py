@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
@@ -49,8 +50,11 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """Said at every call that could run a folder's code: left out, Hugging Face asks on the terminal, and waits there."""
 _PACKAGE = "package:"
 
+Source = str | PathLike[str]
+"""Where a model is: a folder, an id on the Hub, a GGUF file, or the name of a bundled model."""
 
-def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
+
+def load_tokenizer(path_or_hub_id: Source) -> PreTrainedTokenizerBase:
     """The tokenizer of whatever `load` takes.
 
     Raises:
@@ -67,7 +71,7 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
+def saved_settings(path_or_hub_id: Source) -> dict[str, Any]:
     """What the `config.json` of whatever `load` takes says under `thoughts`; empty for a model not trained here.
 
     Raises:
@@ -81,7 +85,7 @@ def saved_settings(path_or_hub_id: str | Path) -> dict[str, Any]:
         return settings_in(config)
 
 
-def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(path_or_hub_id: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a saved cocot model, or give thoughts to a plain Hugging Face one.
 
     Args:
@@ -101,7 +105,7 @@ def load(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     return _load_unchecked(path_or_hub_id, **kwargs)
 
 
-def _load_unchecked(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_unchecked(path_or_hub_id: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     place, file = _place(path_or_hub_id)
     with _explained(place) as source:
         if kwargs.get("trust_remote_code"):
@@ -140,7 +144,7 @@ def _add_kept_modules(model: PreTrainedModel, source: str) -> None:
     add_modules(model, METHODS[name], Path(source))
 
 
-def load_together(path_or_hub_id: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_together(path_or_hub_id: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`load`, in all processes of a launch at once: the first of each node checks the files. All must call."""
     check_together(Path(_place(path_or_hub_id)[0]))
     return _load_unchecked(path_or_hub_id, **kwargs)
@@ -175,7 +179,7 @@ def _sub_configs(config: Any) -> list[Any]:
     return [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
 
 
-def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_here(path_or_hub_id: Source, cpu: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`load_together`, onto this process's device: see `processes`."""
     device = processes(cpu).device
     model, tokenizer = load_together(path_or_hub_id)
@@ -183,7 +187,7 @@ def load_here(path_or_hub_id: str | Path, cpu: bool = False) -> tuple[PreTrained
     return model, tokenizer
 
 
-def _place(path_or_hub_id: str | Path) -> tuple[str, dict[str, str]]:
+def _place(path_or_hub_id: Source) -> tuple[str, dict[str, str]]:
     """The folder or Hub id that Hugging Face loads from, and for a GGUF file its name, as an argument."""
     name = locate(path_or_hub_id)
     if name.startswith(_PACKAGE):

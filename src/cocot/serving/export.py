@@ -12,9 +12,11 @@ Read next: `modeling/custom_generate.py`, which runs in that folder.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from cocot.assets import locate
 from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
-from cocot.errors import ModelError, RunError
+from cocot.errors import ConfigError, ModelError, RunError
 from cocot.methods.tokens import END, LATENT, START
 from cocot.modeling import custom_generate, recurrence
 from cocot.modeling.generation import ThoughtRecorder, answer
@@ -38,29 +41,60 @@ from cocot.tasks.problem import Problem
 from cocot.training.run_folder import RunFolder
 
 
-def export(source: str | Path, folder: Path) -> None:
+def export(
+    source: str | PathLike[str] | PreTrainedModel,
+    folder: str | PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
     """Write the folder.
 
     Args:
-        source: A run folder, a model folder or the id of a model on the Hub that was trained to think.
+        source: A run folder, a model folder or the id of a model on the Hub that was trained to think; or a model in
+            memory, which is not changed.
         folder: Where to write; must not hold anything yet.
+        tokenizer: That of a model in memory.
+
+    Returns:
+        The folder.
 
     Raises:
+        ConfigError: a model in memory is given without its tokenizer.
         RunError: the folder is not empty, or the run is not finished.
         ModelError: the model was not trained here, it keeps modules of its method, or Hugging Face reads its tokenizer
             otherwise than cocot does.
     """
-    folder = _new(folder)
-    run = RunFolder(source)
+    place = _new(Path(folder))
+    if isinstance(source, PreTrainedModel):
+        if tokenizer is None:
+            raise ConfigError("a model in memory is exported with its tokenizer: export(model, folder, tokenizer).")
+        with _unchanged(source, tokenizer):
+            _write(source, tokenizer, place, None)
+        return place
+    run = RunFolder(locate(source))
     if run.config.is_file() and not run.model.exists():
-        raise RunError(f"{source} is not finished: its model is not there yet. Give the same `cocot train` again.")
-    model, tokenizer = load(source)
+        raise RunError(f"{run.path} is not finished: its model is not there yet. Give the same `cocot train` again.")
+    _write(*load(source), place, run)
+    return place
+
+
+@contextmanager
+def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Put back what `_write` says of a model and its tokenizer."""
+    kept = thought_settings(model), model.generation_config, tokenizer.chat_template
+    try:
+        yield
+    finally:
+        settings, model.generation_config, tokenizer.chat_template = kept
+        set_thought_settings(model, settings)
+
+
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, run: RunFolder | None) -> None:
     settings = thought_settings(model)
     if settings.num_thoughts is None:
-        raise ModelError(f"{source} was not trained to think, so there is nothing to export; train it first.")
+        raise ModelError("this model was not trained to think, so there is nothing to export; train it first.")
     if settings.modules_of is not None:
         raise ModelError(
-            f"{source} keeps modules of the method {settings.modules_of!r}, which an exported folder cannot run."
+            f"this model keeps modules of the method {settings.modules_of!r}, which an exported folder cannot run."
         )
     recomputes = cast(Any, model).thought_passes.inference == "recomputed"
     set_thought_settings(model, replace(settings, recomputes=recomputes))
@@ -147,20 +181,24 @@ def write_embeddings(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    folder: Path,
+    folder: str | PathLike[str],
     num_thoughts: int | None = None,
-) -> None:
+) -> Path:
     """Write `prompt_embeds.safetensors`, a tensor a problem under its number, and the `problems.jsonl` they are of.
+
+    Returns:
+        The folder.
 
     Raises:
         RunError: the folder is not empty.
         ModelError: the model was not trained to think and `num_thoughts` is None.
     """
-    folder = _new(folder)
+    new = _new(Path(folder))
     prompts = prompt_embeddings(model, tokenizer, [problem.question for problem in problems], num_thoughts)
-    with new_folder(folder) as place:
+    with new_folder(new) as place:
         save_file({str(index): prompt for index, prompt in enumerate(prompts)}, place / "prompt_embeds.safetensors")
         write_problems(place / "problems.jsonl", problems)
+    return new
 
 
 def _new(folder: Path) -> Path:
@@ -180,8 +218,8 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, name: str) -> str:
-    recipe = run.config.read_text(encoding="utf-8") if run.config.is_file() else ""
+def _card(run: RunFolder | None, model: PreTrainedModel, settings: ThoughtSettings, name: str) -> str:
+    recipe = run.config.read_text(encoding="utf-8") if run and run.config.is_file() else ""
     template = files("cocot.serving").joinpath("model_card.md").read_text(encoding="utf-8")
     return (
         Environment(keep_trailing_newline=True)
@@ -192,9 +230,9 @@ def _card(run: RunFolder, model: PreTrainedModel, settings: ThoughtSettings, nam
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             settings=settings,
             latent=LATENT,
-            stages=_results(run),
+            stages=_results(run) if run else [],
             recipe=recipe,
-            about=read_json(run.about, "versions") if run.about.is_file() else None,
+            about=read_json(run.about, "versions") if run and run.about.is_file() else None,
         )
     )
 

@@ -1,28 +1,29 @@
-"""The tasks that cocot knows by name.
+"""The tasks that are known by name: those of cocot, and those that others register.
 
 problems = cocot.tasks.get("prosqa").generate(1000, seed=0, mode="released")
+
+Read next: `base.py`, the interface.
 """
 
 from __future__ import annotations
 
-from cocot.errors import ConfigError
-from cocot.settings.typed import choose, short
-from cocot.tasks.gsm8k import GSM8k
-from cocot.tasks.problem import Graph, Problem, Task
-from cocot.tasks.prontoqa import ProntoQA
-from cocot.tasks.prosqa import ProsQA
+from cocot.tasks.base import TASKS, Task, get, register
+from cocot.tasks.problem import Graph, Problem
 
-__all__ = ["TASKS", "Graph", "Problem", "Task", "get"]
+# Every task that comes with cocot; importing one registers it.
+from cocot.tasks import prosqa, prontoqa, gsm8k  # isort: skip
+from cocot.tasks.files import read_problems, write_problems
 
-TASKS: dict[str, Task] = {task.name: task for task in (ProsQA(), ProntoQA(), GSM8k())}
-
-
-def get(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if not isinstance(name, str) or name not in TASKS:
-        raise ConfigError(f"unknown task {short(name)}; {choose(name, TASKS)}")
-    return TASKS[name]
+__all__ = [
+    "TASKS",
+    "Graph",
+    "Problem",
+    "Task",
+    "get",
+    "gsm8k",
+    "prontoqa",
+    "prosqa",
+    "read_problems",
+    "register",
+    "write_problems",
+]

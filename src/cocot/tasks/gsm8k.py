@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
 from cocot.settings.typed import choose
+from cocot.tasks.base import Task, register
 from cocot.tasks.problem import Problem, check_request, check_whole, is_whole, mean_statistics
 
 _MOST_NUMBER = 10**12
@@ -254,7 +255,8 @@ def _statistics(index: int, problem: Problem) -> dict[str, float]:
     }
 
 
-class GSM8k:
+@register
+class GSM8k(Task):
     """Arithmetic word problems: the data of arXiv 2110.14168 and 2405.14838, and *gsm-mini*, which is made here."""
 
     name = "gsm8k"

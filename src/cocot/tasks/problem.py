@@ -1,7 +1,7 @@
 """What a problem is: the value that every task produces and everything downstream reads.
 
 In: nothing. Out: `Problem(question, steps, answer, graph)` and its JSON form.
-Read next: `prosqa.py` (a generator), `files.py` (your own data).
+Read next: `base.py` (what a task is), `files.py` (your own data).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from cocot.errors import ConfigError, DataError
 from cocot.settings.typed import short
@@ -58,21 +58,6 @@ class Problem:
         if self.graph is None:
             del values["graph"]
         return values
-
-
-class Task(Protocol):
-    """A family of problems: how to make them and how to grade an answer."""
-
-    name: str
-
-    def generate(self, count: int, *, seed: int, **settings: Any) -> list[Problem]:
-        """Make `count` problems; the same arguments give the same problems."""
-
-    def is_correct(self, problem: Problem, text: str) -> bool:
-        """Whether `text`, the model's answer after the answer mark, solves `problem`."""
-
-    def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """Statistics worth printing beside a new data set, shortcut baselines among them."""
 
 
 def mean_statistics(

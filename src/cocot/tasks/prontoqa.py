@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from cocot.errors import ConfigError, DataError
 from cocot.settings.typed import choose
+from cocot.tasks.base import Task, register
 from cocot.tasks.problem import Problem, check_request, is_whole, mean_statistics
 
 _PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
@@ -272,7 +273,8 @@ def _statistics(index: int, problem: Problem) -> dict[str, float]:
     }
 
 
-class ProntoQA:
+@register
+class ProntoQA(Task):
     """The ProntoQA task of arXiv 2412.06769, section 4.1: make problems, grade answers, report statistics."""
 
     name = "prontoqa"

@@ -31,6 +31,7 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from cocot.errors import ConfigError, DataError
+from cocot.tasks.base import Task, register
 from cocot.tasks.problem import Graph, Problem, check_request, check_whole, mean_statistics
 
 _Edge = tuple[int, int]
@@ -317,7 +318,8 @@ def _statistics(index: int, problem: Problem) -> dict[str, float]:
     }
 
 
-class ProsQA:
+@register
+class ProsQA(Task):
     """The ProsQA task of arXiv 2412.06769, appendix A.2: make problems, grade answers, report statistics."""
 
     name = "prosqa"
@@ -368,10 +370,6 @@ class ProsQA:
         sizes = _sizes(rendering, 3 if layers is None else layers, 2 if width is None else width, nodes)
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         return [_write(rng, sampler(rng, sizes), renderer) for _ in range(count)]
-
-    def is_correct(self, problem: Problem, text: str) -> bool:
-        """Whether `text` is the answer, word for word; only the amount of white space is free."""
-        return text.split() == problem.answer.split()
 
     def statistics(self, problems: Sequence[Problem]) -> dict[str, float]:
         """Means over the problems, and the accuracy of a rule that does not search.

@@ -7,9 +7,11 @@ Read next: `training/config.py` (every field), `settings/plain_yaml.py`, `settin
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -26,24 +28,89 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"))}
 
 
-def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+Recipe = str | PathLike[str] | RunConfig
+"""Name of a shipped recipe, path of a YAML file, or the settings themselves."""
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`--dotted.name value` words, as on the command line; or values by name, in groups or dotted."""
+
+
+def read_recipe(recipe: Recipe, overrides: Overrides = ()) -> RunConfig:
     """Read a recipe and apply overrides.
 
+        read_recipe("demo", {"seed": 1, "curriculum": {"method": "cot"}, "train.learning_rate": 1e-4})
+
     Args:
-        recipe: Name of a shipped recipe, or path of a YAML file; the `config.yaml` of a run is one, too.
-        overrides: `--dotted.name value` pairs, as on the command line.
+        recipe: Name of a shipped recipe, or path of a YAML file; the `config.yaml` of a run is one, too. Or settings.
+        overrides: `--dotted.name value` words, as on the command line. Or values by name: a mapping (or an instance of
+            the group's class) replaces those settings of a group that it names.
 
     Raises:
         ConfigError: no such recipe, an unknown key (the nearest name is suggested), or an impossible value.
     """
-    shipped = shipped_recipes()
-    path = shipped.get(recipe, Path(recipe))
-    if not path.is_file():
-        raise ConfigError(f"no recipe {recipe!r}: it is no YAML file; {choose(recipe, shipped)}")
-    values = plain_yaml.read_mapping(path)
-    for name, text in _pairs(overrides):
-        _set(values, name, _value(name, text))
+    values = _plain(asdict(recipe)) if isinstance(recipe, RunConfig) else plain_yaml.read_mapping(_path(recipe))
+    if isinstance(overrides, Mapping):
+        pairs = _flat(overrides)
+    else:
+        pairs = ((name, _value(name, text)) for name, text in _pairs(overrides))
+    for name, value in pairs:
+        _set(values, name, value)
     return build(RunConfig, values)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Overrides by their dotted names, from words of the command line.
+
+    Raises:
+        ConfigError: a word is no override, has no value, or begins with the name of no group of a recipe.
+    """
+    values = {name: _value(name, text) for name, text in _pairs(words)}
+    groups = {item.name for item in fields(RunConfig)}
+    if unknown := {name.partition(".")[0] for name in values} - groups:
+        build(RunConfig, dict.fromkeys(unknown))  # says which, and what is near
+    return values
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """What a run of a recipe is called where nobody names it: the file's name, or the method's."""
+    return recipe.curriculum.method if isinstance(recipe, RunConfig) else Path(recipe).stem
+
+
+def override_words(overrides: Overrides) -> list[str]:
+    """Overrides as the command line has them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    pairs = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in _flat(overrides))
+    return [word for name, text in pairs for word in (f"--{name}", text)]
+
+
+def _path(recipe: str | PathLike[str]) -> Path:
+    shipped = shipped_recipes()
+    path = shipped.get(str(recipe), Path(recipe))
+    if not path.is_file():
+        raise ConfigError(f"no recipe {str(recipe)!r}: it is no YAML file; {choose(str(recipe), shipped)}")
+    return path
+
+
+def _flat(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and plain value of each setting, groups taken apart."""
+    for key, value in settings.items():
+        name = f"{group}.{key}" if group else str(key)
+        plain = _plain(value)
+        if isinstance(plain, dict) and any(parts(_kind(name))):
+            yield from _flat(plain, name)
+        else:
+            yield name, plain
+
+
+def _plain(value: Any) -> Any:
+    """A value of a program as a YAML file would have it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(inner) for inner in value]
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def field_names() -> Iterator[str]:

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from cocot.display.html import block, heading, table
 from cocot.errors import ConfigError, RunError
 from cocot.modeling.config import RESULT
 from cocot.settings.typed import build, check_numbers, number, short
@@ -37,6 +38,7 @@ from cocot.system.manifest import check
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
 from cocot.training.recipes import read_recipe
+from cocot.training.training_curve import training_curve
 
 _LOGGER = logging.getLogger("cocot")
 _NOTES = {"cost": "", "result": ""}
@@ -75,7 +77,7 @@ _BEST, _STAGES, _LOCK = "best", "stages", "lock"
 
 
 class RunFolder:
-    """One run's folder."""
+    """One run's folder: a path, wherever one is asked for; a notebook shows its training curve."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -87,6 +89,19 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.log_file = self.path.with_name(f"{self.path.name}.log")  # what a process that trains here prints
         self._lock = FileLock(self.path / _LOCK, blocking=False, thread_local=False)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the stages that are done, and the course of the training so far."""
+        state = "finished" if self.model.exists() else "not finished; the same call of cocot.train resumes it"
+        rows = [("stage", "epochs", "validation accuracy")]
+        rows += [(one["name"], str(one["epochs"]), f"{one['accuracy']:.1%}") for one in self.finished_stages()]
+        return block(heading(f"{self.path}: {state}"), table(rows), training_curve(self.read_log()).to_html())
 
     def open(self, config: RunConfig) -> None:
         """Make the folder, or take up the run that lies in it.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cocot.data.dataset import StageData
 from cocot.methods import Method
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.base import Task
+from cocot.tasks.problem import Problem
 from cocot.training.config import TrainConfig
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import Batches, PlannedStage

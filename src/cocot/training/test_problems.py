@@ -2,7 +2,7 @@
 
 In: a model's place, what was said of task and problems. Out: a `Selection`, which also says where it comes from.
 
-    chosen = select("runs/mine", data=Path("test.jsonl"))
+    chosen = select_problems("runs/mine", data="test.jsonl")
     records = evaluate(model, tokenizer, chosen.task, chosen.problems)
 
 Read next: `evaluation/evaluate.py`.
@@ -10,17 +10,21 @@ Read next: `evaluation/evaluate.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from cocot import tasks
+from cocot.assets import locate
 from cocot.errors import RunError
 from cocot.modeling.loading import saved_settings
+from cocot.modeling.thought_settings import thought_settings
 from cocot.system.files import read_json
+from cocot.tasks.base import Task
 from cocot.tasks.files import read_problems
-from cocot.tasks.problem import Problem, Task
+from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
 from cocot.training.run_folder import RunFolder, fingerprint, run_of
 from cocot.training.schedule import problems_of_files
@@ -45,14 +49,14 @@ class Selection:
     source: str
 
 
-def select(
-    model: str | None = None,
+def select_problems(
+    model: Any = None,
     *,
-    task: str | None = None,
-    data: Path | None = None,
+    task: str | Task | None = None,
+    data: str | PathLike[str] | Sequence[Problem] | None = None,
     count: int = 1000,
     seed: int = 1_000_000,
-    settings: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Selection:
     """Choose problems and their grader.
 
@@ -61,12 +65,13 @@ def select(
     run's own kind. A task or a mode begins again, since the run's settings may not go with it.
 
     Args:
-        model: A run folder, a model folder or the id of a model on the Hub; None for no model.
-        task: Name of a task.
-        data: A file of problems.
+        model: A run folder, a model folder, the id of a model on the Hub, or a model that was loaded from one of
+            these; None for no model.
+        task: A task, or the name of one.
+        data: Problems, or a file of them.
         count: How many to generate.
         seed: Of the generator.
-        settings: Of the generator.
+        **settings: Of the generator, such as `mode="balanced"`.
 
     Raises:
         DataError: the file cannot be read.
@@ -74,14 +79,17 @@ def select(
         ModelError: there is no such model.
         RunError: the run's own file was changed after the training.
     """
-    given = dict(settings or {})
-    run = None if model is None else run_of(Path(model))
+    given = dict(settings)
+    place = model if model is None or isinstance(model, str | PathLike) else model.name_or_path
+    run = run_of(Path(locate(place))) if place else None
     config = run.read_config() if run else None
     name, grader = _grader(task, model, config)
-    grading = tasks.get(name)
+    grading = task if isinstance(task, Task) else tasks.get(name)
+    if isinstance(data, str | PathLike):
+        problems = read_problems(fspath(data))
+        return Selection(grading, problems, grader, f"{len(problems):,} of {fspath(data)}")
     if data is not None:
-        problems = read_problems(data)
-        return Selection(grading, problems, grader, f"{len(problems):,} of {data}")
+        return Selection(grading, list(data), grader, f"{len(data):,} given")
     if task is None and run and config:
         if not given and (config.data.train or config.data.valid):
             problems, source = _validated_on(run, config)
@@ -92,11 +100,15 @@ def select(
     return Selection(grading, problems, grader, f"{len(problems):,} generated with seed {seed}")
 
 
-def _grader(task: str | None, model: str | None, config: RunConfig | None) -> tuple[str, str]:
+def _grader(task: str | Task | None, model: Any, config: RunConfig | None) -> tuple[str, str]:
     """The task's name, and the same with who named it."""
     if task is not None:
-        return task, f"{task} (as asked)"
-    saved = None if model is None else saved_settings(model).get("task")
+        name = task.name if isinstance(task, Task) else task
+        return name, f"{name} (as asked)"
+    if model is None or isinstance(model, str | PathLike):
+        saved = None if model is None else saved_settings(model).get("task")
+    else:
+        saved = thought_settings(model).task
     if saved is not None:
         return saved, f"{saved} (the model's config.json)"
     if config is not None:  # a run from before models knew their task

@@ -1,0 +1,56 @@
+"""`cocot.probe`: what a model thinks of every node of a search, thought by thought.
+
+In: a model, problems. Out: a `SearchTree`, which prints as `cocot probe` does and draws itself in a notebook.
+
+    search = cocot.probe("prosqa-small", count=20)
+    search.tree(3)
+
+Read next: `interpret/search_tree.py`, which measures it.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from cocot.api.models import Model, Problems, chosen, loaded
+from cocot.interpret.search_tree import SearchTree, probe_search
+from cocot.tasks.base import Task
+
+
+def probe(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    problems: Problems | None = None,
+    *,
+    task: str | Task | None = None,
+    count: int = 200,
+    num_thoughts: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+) -> SearchTree:
+    """Measure how likely each node of each problem's graph is as the next step, after k = 0 ... K thoughts.
+
+    Args:
+        model: A model in memory, or where one lies: a run folder, a model folder, an id on the Hub, a bundled name.
+        tokenizer: That of a model in memory.
+        problems: Problems, or a file of them; None for the run's validation file, else generated ones of its kind.
+        task: A task, or its name; None for the one that the model was trained for.
+        count: How many problems to generate, where none are given.
+        num_thoughts: K; None for as many as the model was trained with.
+        batch_size: Problems a batch.
+        max_new_tokens: Longest text after the thoughts, in tokens; None as in `evaluate`.
+
+    Raises:
+        ConfigError: a number is no whole number, too small or too large.
+        DataError: there are no problems, or one has a graph and no steps, or its graph has a cycle.
+        ModelError: there is no such model, or it was not given thoughts.
+    """
+    selection = chosen(model, problems, task, count)
+    return probe_search(
+        *loaded(model, tokenizer),
+        selection.task,
+        selection.problems,
+        num_thoughts=num_thoughts,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )

@@ -1,0 +1,186 @@
+"""`cocot.compare` and `cocot.reproduce`: several trainings, asked the same problems, in one table.
+
+In: a recipe and methods, or the name of a study and a scale. Out: a `Table`, which prints as the command line does.
+
+    table = cocot.compare("demo", ["cot", "coconut"], "runs/two")
+    table.rows
+
+Every training is a process of its own. The same call goes on where it stopped.
+Read next: `experiments/compare.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from cocot.api.training import default_folder
+from cocot.experiments import compare as comparison
+from cocot.experiments.estimates import describe_plan, estimate
+from cocot.experiments.study import METHOD, SEED, Study, Trial, read_study, trials
+from cocot.experiments.tables import Table
+from cocot.system.files import write_json
+from cocot.system.hardware import allowed_cores
+from cocot.training.config import RunConfig
+from cocot.training.recipes import Recipe, override_words, recipe_name
+
+_LOGGER = logging.getLogger("cocot")
+_METHODS = ("cot", "no_cot", "pause_as_thought", "coconut")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A study with everything that was left open."""
+
+    study: Study
+    trials: list[Trial]
+    out: Path
+    jobs: int
+
+
+def compare(
+    recipe: Recipe,
+    methods: Sequence[str] = _METHODS,
+    out: str | PathLike[str] | None = None,
+    *,
+    num_problems: int = 1000,
+    test_file: str | PathLike[str] | None = None,
+    jobs: int = 1,
+    **overrides: Any,
+) -> Table:
+    """Train several methods by one recipe, and evaluate them on the same problems.
+
+    Args:
+        recipe: Name of a shipped recipe, a YAML file, or a `RunConfig`.
+        methods: Names of methods.
+        out: Folder of the table and the runs; by default `runs/` and the name of the recipe.
+        num_problems: Fresh problems to evaluate on.
+        test_file: A file of problems to evaluate on, besides fresh ones.
+        jobs: Trainings at a time, each with its share of the cores and a GPU.
+        **overrides: Settings that differ from the recipe, as for `train`.
+
+    Returns:
+        The table, also in `table.json` and `table.md`.
+
+    Raises:
+        ConfigError: no such recipe or method, an unknown setting, or there is nothing to ask.
+        RunError: a training failed; its last line is in the message.
+        Interrupted: a signal came; the trainings saved their state, and the same call resumes them.
+    """
+    folder = default_folder(out, recipe_name(recipe))
+    if isinstance(recipe, RunConfig):
+        name = str(folder / "recipe.yaml")  # for the processes that train
+        write_json(Path(name), asdict(recipe))
+    else:
+        name = fspath(recipe)
+    study = Study(name, {METHOD: list(methods)}, num_problems=num_problems)
+    chosen = trials(study, override_words(overrides))
+    return _made(_Planned(study, chosen, folder, jobs), test_file)
+
+
+def reproduce(
+    study: str,
+    scale: str = "cpu",
+    out: str | PathLike[str] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    seeds: int = 1,
+    num_problems: int | None = None,
+    test_file: str | PathLike[str] | None = None,
+    jobs: int | None = None,
+    **overrides: Any,
+) -> Table:
+    """Make a table of results: one of the paper's, or one of our own studies.
+
+    Args:
+        study: prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing.
+        scale: cpu, gpu or paper.
+        out: Folder of the table and the runs; by default `runs/STUDY_SCALE`.
+        methods: Names of methods; None for all of the study.
+        axes: Other values of axes of the study, by their short names: `{"layers": [2, 4]}`.
+        seeds: Trainings a method, with the seeds 0, 1, ...
+        num_problems: Problems a test set; None for as many as the study says.
+        test_file: A file of problems, as a further test set.
+        jobs: Trainings at a time; None for one for each core on a CPU, else 1.
+        **overrides: Settings that differ from the study's recipe, as for `train`.
+
+    Returns:
+        The table, also in `table.json` and `table.md`.
+
+    Raises:
+        ConfigError: no such study, scale, method or axis, or an unknown setting.
+        RunError: a training failed; its last line is in the message.
+        Interrupted: a signal came; the trainings saved their state, and the same call resumes them.
+    """
+    return _made(_planned(study, scale, out, methods, axes, seeds, num_problems, jobs, overrides), test_file)
+
+
+def describe_study(
+    study: str,
+    scale: str = "cpu",
+    out: str | PathLike[str] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    seeds: int = 1,
+    num_problems: int | None = None,
+    jobs: int | None = None,
+    **overrides: Any,
+) -> str:
+    """The runs of `reproduce` with the minutes that they will take, measured in a pilot run of each.
+
+    Args:
+        study: As for `reproduce`.
+        scale: As for `reproduce`.
+        out: As for `reproduce`; the estimates are kept there, so that a second call measures nothing again.
+        methods: As for `reproduce`.
+        axes: As for `reproduce`.
+        seeds: As for `reproduce`.
+        num_problems: As for `reproduce`.
+        jobs: As for `reproduce`.
+        **overrides: As for `reproduce`.
+
+    Raises:
+        ConfigError: no such study, scale, method or axis, or an unknown setting.
+        RunError: a pilot run failed, as the training itself would.
+        Interrupted: a signal came.
+    """
+    planned = _planned(study, scale, out, methods, axes, seeds, num_problems, jobs, overrides)
+    trainings = comparison.make_trainings(planned.study, planned.trials, planned.out)
+    _LOGGER.info("measuring the speed of every run on a few steps ...")
+    estimates = estimate(trainings, planned.jobs, planned.out)
+    head = f"{study} at scale {scale}: {planned.study.note}"
+    return f"{head}\n\n{describe_plan(planned.study, trainings, estimates, planned.jobs)}"
+
+
+def _planned(
+    name: str,
+    scale: str,
+    out: str | PathLike[str] | None,
+    methods: Sequence[str] | None,
+    axes: Mapping[str, Sequence[Any]] | None,
+    seeds: int,
+    num_problems: int | None,
+    jobs: int | None,
+    overrides: Mapping[str, Any],
+) -> _Planned:
+    study = read_study(name, scale).with_axis(SEED, range(seeds))
+    for axis, values in {**({"method": methods} if methods else {}), **(axes or {})}.items():
+        study = study.with_values(axis, values)
+    if num_problems is not None:
+        study = replace(study, num_problems=num_problems)
+    chosen = trials(study, override_words(overrides))
+    is_on_cpu = chosen[0].config.train.device == "cpu"
+    at_a_time = jobs if jobs is not None else allowed_cores() if is_on_cpu else 1
+    return _Planned(study, chosen, default_folder(out, f"{name}_{scale}"), at_a_time)
+
+
+def _made(planned: _Planned, test_file: str | PathLike[str] | None) -> Table:
+    file = None if test_file is None else Path(test_file)
+    content = comparison.compare(planned.study, planned.trials, planned.out, planned.jobs, file)
+    return Table(planned.out, content)
