@@ -57,13 +57,13 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py com
     from cocot.training.config import RunConfig as RunConfig
     from cocot.training.config import TrainConfig as TrainConfig
     from cocot.training.config import WarmupConfig as WarmupConfig
+    from cocot.training.evaluation_problems import Selection as Selection
+    from cocot.training.evaluation_problems import select_problems as select_problems
     from cocot.training.recipes import describe_fields as describe_fields
     from cocot.training.recipes import read_recipe as read_recipe
     from cocot.training.recipes import shipped_recipes as shipped_recipes
     from cocot.training.run_folder import RunFolder as RunFolder
     from cocot.training.run_folder import environment as environment
-    from cocot.training.test_problems import Selection as Selection
-    from cocot.training.test_problems import select_problems as select_problems
 
 __version__ = "0.1.0"
 
@@ -89,7 +89,7 @@ _HOMES = {
     "RunError": "cocot.errors",
     "RunFolder": "cocot.training.run_folder",
     "SearchTree": "cocot.interpret.search_tree",
-    "Selection": "cocot.training.test_problems",
+    "Selection": "cocot.training.evaluation_problems",
     "Table": "cocot.experiments.tables",
     "Task": "cocot.tasks.base",
     "TrainConfig": "cocot.training.config",
@@ -113,7 +113,7 @@ _HOMES = {
     "read_recipe": "cocot.training.recipes",
     "report": "cocot.api.pages",
     "reproduce": "cocot.api.studies",
-    "select_problems": "cocot.training.test_problems",
+    "select_problems": "cocot.training.evaluation_problems",
     "shipped_recipes": "cocot.training.recipes",
     "shipped_studies": "cocot.experiments.study",
     "tasks": "cocot.tasks",

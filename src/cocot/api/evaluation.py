@@ -34,7 +34,7 @@ from cocot.experiments.tables import Row, cells, plain, shortcuts_of
 from cocot.modeling.thought_settings import thought_settings
 from cocot.system.processes import processes
 from cocot.tasks.base import Task
-from cocot.training.test_problems import Selection
+from cocot.training.evaluation_problems import Selection
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from cocot.errors import ConfigError
 from cocot.modeling.loading import Source, load_here
 from cocot.tasks.base import Task
 from cocot.tasks.problem import Problem
-from cocot.training.test_problems import Selection, select_problems
+from cocot.training.evaluation_problems import Selection, select_problems
 
 Model = PreTrainedModel | Source
 """A model that was given thoughts; or a run folder, a model folder, an id on the Hub, the name of a bundled model."""

@@ -22,7 +22,7 @@ from cocot.errors import CocotError, ConfigError
 from cocot.system.console import LOGGER
 
 if TYPE_CHECKING:
-    from cocot.training.test_problems import Selection
+    from cocot.training.evaluation_problems import Selection
 
 _GENERATOR = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
 _UNWRITTEN = "not written (--out says where to)"
@@ -30,7 +30,7 @@ _UNWRITTEN = "not written (--out says where to)"
 
 def _select(args: argparse.Namespace) -> Selection:
     """The problems and their grader, as the arguments say; the model and its run fill the gaps."""
-    from cocot.training.test_problems import select_problems
+    from cocot.training.evaluation_problems import select_problems
 
     settings = {name: getattr(args, name) for name in _GENERATOR if getattr(args, name) is not None}
     model = args.model if "model" in args else None

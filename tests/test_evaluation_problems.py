@@ -17,10 +17,10 @@ from cocot.errors import DataError, RunError
 from cocot.modeling.loading import saved_settings
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
+from cocot.training.evaluation_problems import select_problems
 from cocot.training.problems import prepare_data
 from cocot.training.run import train
 from cocot.training.schedule import problems_of_files, steps_per_epoch
-from cocot.training.test_problems import select_problems
 
 PROBLEMS = [
     Problem(f"{number} + 1 ?", (f"<<{number}+1={number + 1}>>",), f"{number + 1}") for number in range(30) for _ in "ab"
