@@ -19,9 +19,7 @@ from cocot.settings.typed import choose, short
 
 
 class _Named(Protocol):
-    @property
-    def name(self) -> str:
-        """By which it is known."""
+    name: str
 
 
 Kind = TypeVar("Kind", bound=_Named)
@@ -53,6 +51,16 @@ class Registry(Mapping[str, Kind], Generic[Kind]):
                 f"the {self._kind} {item.name!r} is {_place(known)} already; give {_place(item)} another name."
             )
         self._known[item.name] = item
+
+    def register_class(self, kind: type[Kind]) -> None:
+        """Make one object of a class known by the class's name.
+
+        Raises:
+            ConfigError: the class has no name, or another class has it.
+        """
+        if not kind.name:
+            raise ConfigError(f"the {self._kind} {kind.__qualname__} has no name; set the attribute `name`.")
+        self.register(kind())
 
     def __getitem__(self, name: str) -> Kind:
         """The one of that name.

@@ -31,18 +31,18 @@ def probe(
     """Measure how likely each node of each problem's graph is as the next step, after k = 0 ... K thoughts.
 
     Args:
-        model: A model in memory, or where one lies: a run folder, a model folder, an id on the Hub, a bundled name.
+        model: As for `evaluate`, like the next four.
         tokenizer: That of a model in memory.
-        problems: Problems, or a file of them; None for the run's validation file, else generated ones of its kind.
-        task: A task, or its name; None for the one that the model was trained for.
+        problems: Problems, or a file of them.
+        task: A task, or its name.
         count: How many problems to generate, where none are given.
-        num_thoughts: K; None for as many as the model was trained with.
+        num_thoughts: The largest K; None for as many as the model was trained with.
         batch_size: Problems a batch.
-        max_new_tokens: Longest text after the thoughts, in tokens; None as in `evaluate`.
+        max_new_tokens: Longest text after the thoughts, in tokens.
 
     Raises:
-        ConfigError: a number is no whole number, too small or too large.
-        DataError: there are no problems, or one has a graph and no steps, or its graph has a cycle.
+        ConfigError: a number is not whole, too small or too large.
+        DataError: there are no problems, or one of them cannot be probed (`interpret.search_tree.probe_search`).
         ModelError: there is no such model, or it was not given thoughts.
     """
     selection = chosen(model, problems, task, count)

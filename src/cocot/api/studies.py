@@ -117,40 +117,27 @@ def reproduce(
         RunError: a training failed; its last line is in the message.
         Interrupted: a signal came; the trainings saved their state, and the same call resumes them.
     """
-    return _made(_planned(study, scale, out, methods, axes, seeds, num_problems, jobs, overrides), test_file)
+    planned = _planned(
+        study, scale, out, methods=methods, axes=axes, seeds=seeds, num_problems=num_problems, jobs=jobs, **overrides
+    )
+    return _made(planned, test_file)
 
 
-def describe_study(
-    study: str,
-    scale: str = "cpu",
-    out: str | PathLike[str] | None = None,
-    *,
-    methods: Sequence[str] | None = None,
-    axes: Mapping[str, Sequence[Any]] | None = None,
-    seeds: int = 1,
-    num_problems: int | None = None,
-    jobs: int | None = None,
-    **overrides: Any,
-) -> str:
+def describe_study(study: str, scale: str = "cpu", out: str | PathLike[str] | None = None, **settings: Any) -> str:
     """The runs of `reproduce` with the minutes that they will take, measured in a pilot run of each.
 
     Args:
         study: As for `reproduce`.
         scale: As for `reproduce`.
         out: As for `reproduce`; the estimates are kept there, so that a second call measures nothing again.
-        methods: As for `reproduce`.
-        axes: As for `reproduce`.
-        seeds: As for `reproduce`.
-        num_problems: As for `reproduce`.
-        jobs: As for `reproduce`.
-        **overrides: As for `reproduce`.
+        **settings: Whatever else `reproduce` takes, but for `test_file`.
 
     Raises:
-        ConfigError: no such study, scale, method or axis, or an unknown setting.
+        ConfigError: as `reproduce`.
         RunError: a pilot run failed, as the training itself would.
         Interrupted: a signal came.
     """
-    planned = _planned(study, scale, out, methods, axes, seeds, num_problems, jobs, overrides)
+    planned = _planned(study, scale, out, **settings)
     trainings = comparison.make_trainings(planned.study, planned.trials, planned.out)
     _LOGGER.info("measuring the speed of every run on a few steps ...")
     estimates = estimate(trainings, planned.jobs, planned.out)
@@ -162,12 +149,12 @@ def _planned(
     name: str,
     scale: str,
     out: str | PathLike[str] | None,
-    methods: Sequence[str] | None,
-    axes: Mapping[str, Sequence[Any]] | None,
-    seeds: int,
-    num_problems: int | None,
-    jobs: int | None,
-    overrides: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    seeds: int = 1,
+    num_problems: int | None = None,
+    jobs: int | None = None,
+    **overrides: Any,
 ) -> _Planned:
     study = read_study(name, scale).with_axis(SEED, range(seeds))
     for axis, values in {**({"method": methods} if methods else {}), **(axes or {})}.items():

@@ -157,14 +157,8 @@ MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
 def register(kind: MethodClass) -> MethodClass:
-    """Make a method known by its name; a decorator for its class.
-
-    Raises:
-        ConfigError: the class has no name, or another method has it.
-    """
-    if not kind.name:
-        raise ConfigError(f"the method {kind.__qualname__} has no name; set the attribute `name`.")
-    METHODS.register(kind())
+    """Make a method known by its name; a decorator for its class, which raises as `Registry.register_class`."""
+    METHODS.register_class(kind)
     return kind
 
 

@@ -79,14 +79,8 @@ TaskClass = TypeVar("TaskClass", bound=type[Task])
 
 
 def register(kind: TaskClass) -> TaskClass:
-    """Make a task known by its name; a decorator for its class.
-
-    Raises:
-        ConfigError: the class has no name, or another task has it.
-    """
-    if not kind.name:
-        raise ConfigError(f"the task {kind.__qualname__} has no name; set the attribute `name`.")
-    TASKS.register(kind())
+    """Make a task known by its name; a decorator for its class, which raises as `Registry.register_class`."""
+    TASKS.register_class(kind)
     return kind
 
 
