@@ -3,8 +3,10 @@
 # make test-slow   what takes longer: every model class of transformers against the definition, full disks, ...
 # make test-matrix   the suite with transformers 5.17.0 and 5.24, the oldest and the newest that are supported
 # make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
+# make docs   this site in site/, warnings are errors      make examples   runs examples/, writes their pages
+# make wheel  builds the wheel, installs it in an environment outside of the checkout, runs the quickstart there
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo model models test test-slow test-matrix lint fuzz bench gpu clean
+.PHONY: demo model models test test-slow test-matrix lint fuzz bench gpu docs examples wheel clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -76,5 +78,22 @@ gpu: .venv/ready
 	  $(BIN)/cocot reproduce prontoqa --scale gpu $(ARGS); \
 	  $(BIN)/cocot bench --device $(DEVICE)'
 
+# an environment of its own, without PyTorch: the docstrings are read, not imported
+.venv-docs/ready: pyproject.toml constraints.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints.txt $$($(PYTHON) -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
+docs: .venv-docs/ready
+	.venv-docs/bin/zensical build --strict --clean
+
+examples: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py own_data looking_inside adding_a_method
+	$(BIN)/python examples/picture.py
+
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
+
 clean:
-	rm -rf .venv .venv-matrix runs
+	rm -rf .venv .venv-docs .venv-matrix build dist runs site

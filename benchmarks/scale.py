@@ -150,7 +150,7 @@ def main() -> None:
     if args.check:
         check()
         return
-    names = "model | weights | way | state, GiB | activations, GiB | sum, GiB | compute, s | thin passes, s | links, s"
+    names = "model | weights | way | state, GiB | activations, GiB | sum, GiB | compute, s | thoughts, s | links, s"
     print(f"| {names} |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for name, shape in SHAPES.items():

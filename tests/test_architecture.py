@@ -17,12 +17,13 @@ ROOT = Path(cocot.__file__).parent
 
 # Which packages a package may import: its arrows. A module in the root is a package of its own here.
 # `cocot` itself imports names when they are first used, which `test_importing_cocot_loads_nothing` looks at.
-BASICS = {"errors", "settings", "system", "display"}
+BASICS = {"errors", "settings", "system", "display", "version"}
 TEXT = {*BASICS, "registry", "tasks"}
 MODELS = {*TEXT, "assets", "methods", "data", "modeling"}
 RUNS = {*MODELS, "evaluation", "training"}
 ARROWS = {
     "errors": set(),
+    "version": set(),
     "assets": set(),
     "display": set(),
     "settings": {"errors"},

@@ -50,7 +50,7 @@ def test_editors_see_what_is_imported() -> None:
     tree = ast.parse(Path(cocot.__file__).read_text(encoding="utf-8"))
     found = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cocot"):
+        if isinstance(node, ast.ImportFrom) and re.match(r"cocot(?!\.version$)", node.module or ""):
             for alias in node.names:
                 assert alias.asname == alias.name, "else it is not exported"
                 found[alias.name] = f"cocot.{alias.name}" if node.module == "cocot" else node.module

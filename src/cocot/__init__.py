@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cocot.version import __version__ as __version__
+
 if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py compares it with the table
     from cocot import errors as errors
     from cocot import methods as methods
@@ -64,8 +66,6 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py com
     from cocot.training.recipes import shipped_recipes as shipped_recipes
     from cocot.training.run_folder import RunFolder as RunFolder
     from cocot.training.run_folder import environment as environment
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "cocot.modeling.generation",

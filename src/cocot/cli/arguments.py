@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cocot.errors import ConfigError
+from cocot.version import __version__
 
 _MOST = 10_000_000
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
@@ -55,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
         prog="cocot", description="Language models that reason in a continuous latent space.", epilog=_EPILOG
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"cocot {__version__}", help="print the version, and stop"
     )
     parser.set_defaults(takes_overrides=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, ModelError
 from cocot.settings.typed import build
+from cocot.version import __version__
 
 _NAME = "thoughts"
+_VERSION = "cocot_version"
+"""Where `config.json` names the version of cocot that gave the model its thoughts, trained or exported it."""
 
 
 def has_thought_settings(model: Any) -> bool:
@@ -36,8 +39,9 @@ def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
 
 
 def set_thought_settings(model: Any, settings: ThoughtSettings) -> None:
-    """Put the settings where `save_pretrained` writes them down."""
+    """Put the settings where `save_pretrained` writes them down, with the version of cocot that did so."""
     setattr(model.config, _NAME, settings.to_json())
+    setattr(model.config, _VERSION, __version__)
 
 
 def latent_id(model: Any) -> int:
