@@ -260,6 +260,7 @@ def test_a_checkpoint_is_a_plain_folder(name, tmp_path):
     assert weights[0] == weights[1]
     configs = [json.loads((tmp_path / kind / "config.json").read_text()) for kind in ("bare", "thinking")]
     assert configs[1].pop("thoughts") == ThoughtSettings(LATENT_ID).to_json()
+    assert configs[1].pop("cocot_version") == cocot.__version__
     assert configs[0] == configs[1]
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "thinking")
