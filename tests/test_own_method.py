@@ -22,6 +22,7 @@ from test_run import MAX_GAP, NO_DROPOUT, gap
 from cocot.errors import ConfigError, Interrupted, ModelError
 from cocot.methods import METHODS, register
 from cocot.methods.base import Method
+from cocot.methods.coconut import Coconut
 from cocot.modeling.loading import load
 from cocot.modeling.method_modules import is_of_method
 from cocot.serving.export import export
@@ -174,10 +175,15 @@ def lora_settings() -> Any:
 
 
 def test_stages_are_shared_by_those_who_say_so(countdown: type[Any]) -> None:
-    """A method with a loss of its own never takes over the first stage of another, even as a subclass of one."""
+    """A method that changes a loss or a step shares no stage, even as a subclass of one that does."""
     coconut, own = (config_of(name) for name in ("coconut", "countdown"))
     assert num_shared_stages(coconut, config_of("pause_as_thought")) == 1
     assert num_shared_stages(coconut, own) == num_shared_stages(own, coconut) == 0
+    register(type("Shorter", (Coconut,), {"name": "shorter", "steps_left": lambda self, steps, *rest: []}))
+    try:
+        assert num_shared_stages(coconut, config_of("shorter")) == 0
+    finally:
+        forget_methods("shorter")
 
 
 def test_names_are_taken_once(countdown: type[Any]) -> None:

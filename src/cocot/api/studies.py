@@ -5,7 +5,7 @@ In: a recipe and methods, or the name of a study and a scale. Out: a `Table`, wh
     table = cocot.compare("demo", ["cot", "coconut"], "runs/two")
     table.rows
 
-Every training is a process of its own. The same call goes on where it stopped.
+Every training is a process of its own. The same call resumes where it stopped.
 Read next: `experiments/compare.py`.
 """
 

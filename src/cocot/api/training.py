@@ -33,7 +33,7 @@ def train(
     shares_with: str | PathLike[str] | None = None,
     **overrides: Any,
 ) -> RunFolder:
-    """Train a model, or go on with a run that was stopped; a finished run is left as it is.
+    """Train a model, or resume a run that was stopped; a finished run is left as it is.
 
     Args:
         recipe: Name of a shipped recipe, a YAML file, or a `RunConfig`.

@@ -66,7 +66,8 @@ class Method:
         needs_steps: Whether there is nothing to learn where no problem has written steps.
         keeps_modules: Whether the result keeps the method's own modules; else they serve in training alone.
         shares_first_stage: Whether a stage that removes nothing is the same training as that of the other methods
-            that say so and that agree on having a filler: `cocot compare` then trains it once.
+            that say so and that agree on having a filler: `cocot compare` then trains it once. Each class says so for
+            itself: a subclass, which may change anything, does not inherit it.
     """
 
     name: str = ""
@@ -114,7 +115,7 @@ class Method:
         return config.max_stage * config.thoughts_per_step if self.filler else 0
 
     def modules(self, model: Any) -> nn.Module | None:
-        """Modules that are trained beside the model, made again; afterwards they are `model.method_modules`.
+        """Modules that are trained beside the model, newly made; afterwards they are `model.method_modules`.
 
         Args:
             model: The model, with thoughts; not to be changed.
@@ -134,11 +135,6 @@ class Method:
             `cross_entropy` as `run` gives it, and any other terms: each a mean over the rows of this batch.
         """
         return {CROSS_ENTROPY: run().loss}
-
-    @property
-    def adds_to_training(self) -> bool:
-        """Whether the method trains with more than the model and the cross-entropy."""
-        return type(self).losses is not Method.losses or type(self).modules is not Method.modules
 
 
 class OneStage(Method):

@@ -7,18 +7,8 @@ read as itself. `### ` stands before an answer.
 from __future__ import annotations
 
 LATENT = "<|latent|>"
-
-
 START = "<|start-latent|>"
-
-
 END = "<|end-latent|>"
-
-
 PAUSE = "<|pause|>"
-
-
 SPECIAL_TOKENS = (START, END, LATENT)
-
-
 ANSWER_MARK = "###"

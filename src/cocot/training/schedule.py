@@ -111,7 +111,7 @@ def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
 
 
 def _shares_first_stage(method: Method) -> bool:
-    return method.shares_first_stage and not method.adds_to_training
+    return bool(vars(type(method)).get("shares_first_stage"))
 
 
 def problems_of_files(config: RunConfig) -> tuple[list[Problem] | None, list[Problem] | None]:
