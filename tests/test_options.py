@@ -265,7 +265,7 @@ def test_every_other_field_of_a_recipe(place: Path, capsys: pytest.CaptureFixtur
         (["--model.init.settings", "{n_positions: -1}"], "cannot build model.init"),
         (["--seed", str(2**70)], "seed is 1180591620717411303424; it must be at most 2147483647"),
         (["--data.generate", "{count: 3}"], "data.generate sets count"),
-        (["--data.generate", "{mode: [balanced]}"], "mode must be a name"),
+        (["--data.generate", "{mode: [3]}"], "mode must be a name"),
         (["--data.num_train", "3"], "an epoch of 3 problems holds no batch of 8"),
         (["--data.fresh=false", "--data.train", "{empty}"], "holds no problems"),
     ],

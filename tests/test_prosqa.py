@@ -18,7 +18,7 @@ from statistics import fmean, variance
 import pytest
 
 from cocot.errors import ConfigError, DataError
-from cocot.tasks import prosqa
+from cocot.tasks import prosqa, prosqa_graphs
 from cocot.tasks.base import Task
 from cocot.tasks.problem import Graph, Problem
 from cocot.tasks.prosqa import ProsQA
@@ -273,14 +273,14 @@ def test_paper_has_the_short_paths_of_algorithm_1():
 @pytest.mark.parametrize(
     ("law", "shares"),
     [
-        (prosqa._PAPER, {(0, 2, 5): 0.35, (1, 3, 5): 0.35, (0, 1, 2, 3, 4, 5): 0.3}),
-        (prosqa._RELEASED, {(0, 2): 0.35, (1, 3): 0.65 * 0.7, (0, 1, 2, 3, 4, 5): 0.65 * 0.3}),
+        (prosqa_graphs.PAPER, {(0, 2, 5): 0.35, (1, 3, 5): 0.35, (0, 1, 2, 3, 4, 5): 0.3}),
+        (prosqa_graphs.RELEASED, {(0, 2): 0.35, (1, 3): 0.65 * 0.7, (0, 1, 2, 3, 4, 5): 0.65 * 0.3}),
     ],
 )
 def test_candidates_come_as_often_as_they_should(law, shares):
     """`paper` splits one random number, `released` draws a second one and leaves the nodes of no root out."""
     rng = random.Random(3)
-    counts = Counter(tuple(prosqa._candidates(rng, law, [1, 2, 1, 2, 3, 0])) for _ in range(4000))
+    counts = Counter(tuple(prosqa_graphs._candidates(rng, law, [1, 2, 1, 2, 3, 0])) for _ in range(4000))
     assert counts.keys() == shares.keys()
     for nodes, share in shares.items():
         assert abs(counts[nodes] - 4000 * share) / math.sqrt(4000 * share * (1 - share)) < MAX_Z
@@ -323,9 +323,9 @@ def test_symbolic_names_are_a_random_permutation():
 def test_steps_are_uniform_among_the_shortest_paths():
     """Of three shortest paths, two through one parent of the target, each is drawn a third of the time."""
     edges = [(0, 2), (0, 3), (0, 4), (2, 5), (3, 5), (4, 6), (5, 7), (6, 7), (1, 8)]
-    draw = prosqa._Draw(9, edges, 0, 7, 8)
+    query = prosqa_graphs.Query(0, 7, 8)
     rng = random.Random(1)
-    firsts = Counter(prosqa._shortest_path(rng, draw)[0][1] for _ in range(3000))
+    firsts = Counter(prosqa_graphs.shortest_path(rng, edges, query)[0][1] for _ in range(3000))
     error = math.sqrt(3000 * (1 / 3) * (2 / 3))
     assert all(abs(firsts[node] - 1000) / error < MAX_Z for node in (2, 3, 4))
 
@@ -335,7 +335,7 @@ def test_the_weights_of_parents_follow_algorithm_1():
     counts = Counter()
     rng = random.Random(2)
     for _ in range(4000):
-        parents, labels, _ = prosqa._grow(rng, prosqa._RELEASED._replace(num_ids=4))
+        parents, labels, _ = prosqa_graphs._grow(rng, prosqa_graphs.RELEASED, 4)
         # Node 2 hangs below root 0 alone; node 3 chose exactly one of the two nodes of group 1.
         if parents[2] == [0] and labels[3] == 1 and len(parents[3]) == 1:
             counts[parents[3][0]] += 1
@@ -345,11 +345,11 @@ def test_the_weights_of_parents_follow_algorithm_1():
     assert abs(counts[2] - share * total) / math.sqrt(total * share * (1 - share)) < MAX_Z
 
 
-@pytest.mark.parametrize(("law", "deep"), [(prosqa._RELEASED, {1, 2}), (prosqa._PAPER, {1, 2, 3})])
+@pytest.mark.parametrize(("law", "deep"), [(prosqa_graphs.RELEASED, {1, 2}), (prosqa_graphs.PAPER, {1, 2, 3})])
 def test_labels_and_depths_follow_the_roots(law, deep):
     """A label says which roots reach a node; depth is the distance from the nearest, or 0 uncounted."""
     for seed in range(100):
-        parents, labels, depths = prosqa._grow(random.Random(seed), law)
+        parents, labels, depths = prosqa_graphs._grow(random.Random(seed), law, law.num_ids)
         edges = [(source, node) for node, above in enumerate(parents) for source in above]
         below = [distances_from(root, edges) for root in (0, 1)]
         for node, label in enumerate(labels):
@@ -361,10 +361,11 @@ def test_labels_and_depths_follow_the_roots(law, deep):
 def test_persons_never_outnumber_their_names():
     """A graph with more than 17 persons is drawn again: with 150 ids 17 come up, and never 18."""
     rng = random.Random(4)
+    sizes = prosqa_graphs.Sizes((3,), 2, None, (1,), None, (150,), (17, 150))
     persons = set()
     for _ in range(200):
-        draw = prosqa._grown(rng, prosqa._PAPER._replace(num_ids=150))
-        persons.add(draw.num_nodes - len({node for _, node in draw.edges}))
+        drawn = prosqa_graphs.grow(rng, prosqa_graphs.PAPER, sizes)
+        persons.add(drawn.num_nodes - len({node for _, node in drawn.edges}))
     assert max(persons) == 17
 
 

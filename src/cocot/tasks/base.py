@@ -73,6 +73,19 @@ class Task:
         """
         return mean_statistics(problems, lambda index, problem: {"steps": len(problem.steps)})
 
+    def frontiers(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
+        """What a search has reached after each of its steps; by default nothing: the task does not say.
+
+        The method `frontier` trains on it.
+
+        Args:
+            problem: The problem, as generated or read from a file.
+
+        Returns:
+            For k = 1, 2, ... the words (names in the question) that are right after k steps of the search.
+        """
+        return ()
+
 
 TASKS: Registry[Task] = Registry("task", "cocot.tasks")
 TaskClass = TypeVar("TaskClass", bound=type[Task])
