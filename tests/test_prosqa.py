@@ -1,6 +1,7 @@
 """Tests of the ProsQA task: solvable text, published form and statistics, no shortcut in `balanced`."""
 
 import doctest
+import hashlib
 import inspect
 import itertools
 import json
@@ -31,6 +32,31 @@ BALANCED = (
     {"layers": 2, "width": 3, "nodes": 24},
     {"layers": (1, 2, 4), "width": 2},
     {"layers": [2, 3], "width": 2, "nodes": 30},
+)
+# Settings of `balanced` beyond its sizes: each must keep the balance.
+CURRICULA = (
+    {"parents": [1, 2, 3], "width": 4},
+    {"hops": [1, 2, 3], "nodes": 20},
+    {"layers": [2, 3, 4], "width": 4, "nodes": 36, "parents": [1, 2], "hops": [1, 2, 4], "questions": 4},
+)
+# Settings that no graph has by default, in the two modes that grow one.
+GROWN = (
+    {"hops": 2},
+    {"hops": [1, 2, 3, 4, 5, 6], "questions": 8},
+    {"hops": [1, 3], "ids": [12, 20, 28], "questions": 3},
+    {"hops": [2, 4], "ids": 45, "rendering": "symbolic"},
+)
+
+# The first 100 problems of seed 7 as they always were: SHA-256 of their text, shortened.
+GOLDEN = (
+    ({}, "97a9fa5143479a70"),
+    ({"mode": "paper"}, "67935281156fceb6"),
+    ({"mode": "balanced"}, "e2269cf6e0990acf"),
+    ({"rendering": "symbolic"}, "8e6e75914e326c65"),
+    ({"mode": "paper", "rendering": "symbolic"}, "e9dc8d02f4ee68db"),
+    ({"mode": "balanced", "rendering": "symbolic"}, "e7c4d8a0083c5989"),
+    ({"mode": "balanced", "layers": [1, 2, 4], "width": 2, "nodes": 30}, "eb34d70c907cd377"),
+    ({"mode": "balanced", "rendering": "symbolic", "layers": 2, "width": 30, "nodes": 200}, "195bdd5fffddb318"),
 )
 
 # A mean may lie this many standard errors from where it should; as the seeds are fixed, what passes keeps
@@ -378,7 +404,7 @@ def test_the_shortcut_solves_the_published_data(prosqa_valid):
     assert TASK.statistics(made(2000, "released"))["shortcut"] >= 0.85
 
 
-@pytest.mark.parametrize("sizes", [{}, *BALANCED], ids=str)
+@pytest.mark.parametrize("sizes", [{}, *BALANCED, *CURRICULA], ids=str)
 def test_the_shortcut_fails_on_balanced(sizes):
     """The baseline is no better than a coin on `balanced`, whatever its sizes."""
     problems = TASK.generate(2000, seed=3, mode="balanced", rendering="symbolic", **sizes)
@@ -467,19 +493,23 @@ def family_features(graph, top):
     for source, node in graph.edges:
         children[source].append(node)
     option = graph.target if graph.target in found else graph.distractor
-    (parent,) = (source for source, node in graph.edges if node == option)
+    parents = [source for source, node in graph.edges if node == option]
     return {
         "nodes": len(found),
         "leaves": sum(not children[node] for node in found),
         "last_layer": sum(depth == max(found.values()) for depth in found.values()),
         "first_layer": len(children[top]),
-        "siblings_of_option": len(children[parent]),
+        "siblings_of_option": sum(len(children[parent]) for parent in parents),
+        "parents_of_option": len(parents),
+        "depth_of_option": found[option],
+        "below_option": len(distances_from(option, graph.edges)),
+        "edges": sum(len(children[node]) for node in found),
         "option_id": option,
         "busiest": max(len(children[node]) for node in found),
     }
 
 
-@pytest.mark.parametrize("sizes", [{}, *BALANCED], ids=str)
+@pytest.mark.parametrize("sizes", [{}, *BALANCED, *CURRICULA], ids=str)
 def test_balanced_families_are_drawn_alike(sizes):
     """No part of the structure tells the target's family from the other; a fair coin picks the root."""
     gaps = defaultdict(list)
@@ -553,6 +583,20 @@ def test_same_arguments_same_problems(mode):
         assert run.stdout.strip() == str(problems[:5])
 
 
+@pytest.mark.parametrize(("settings", "digest"), GOLDEN, ids=str)
+def test_problems_stay_the_same(settings, digest):
+    """A seed gives the problems that it gave when runs were measured with it, to the letter."""
+    problems = TASK.generate(100, seed=7, **settings)
+    assert hashlib.sha256(repr(problems).encode()).hexdigest()[:16] == digest
+
+
+def test_defaults_said_aloud_change_nothing():
+    """A setting at its default draws no random number."""
+    for mode in ("paper", "balanced"):
+        said = {"balanced": {"parents": 1, "layers": 3, "width": 2}, "paper": {"ids": 23}}[mode]
+        assert TASK.generate(40, seed=0, mode=[mode], questions=1, **said) == made(2000, mode)[:40]
+
+
 def test_seeds_give_different_problems():
     """Every seed has problems of its own, negative ones too."""
     sets = [{p.question for p in made(40, "released", seed=seed)} for seed in (-1, 0, 1, 2)]
@@ -562,6 +606,183 @@ def test_seeds_give_different_problems():
 def test_problems_do_not_repeat():
     """2,000 `released` problems are 2,000 different questions."""
     assert len({problem.question for problem in made(2000, "released")}) == 2000
+
+
+CURRICULUM = [
+    *({"mode": mode, **settings} for mode in ("released", "paper", ["released", "paper"]) for settings in GROWN),
+    *({"mode": "balanced", "rendering": "symbolic", **settings} for settings in CURRICULA),
+    {"mode": ["released", "paper", "balanced"], "hops": [1, 2, 5], "questions": 5},
+    {"rendering": "symbolic", "symbols": 60, "questions": 2},
+]
+
+
+@pytest.mark.parametrize("settings", CURRICULUM, ids=str)
+def test_a_curriculum_is_solvable(settings):
+    """Whatever the settings, the text alone has one answer, in as many steps as were asked for; fewer are a prefix."""
+    problems = TASK.generate(203, seed=5, **settings)
+    assert len(problems) == 203
+    for problem in problems:
+        check_solution(problem)
+        hops = settings.get("hops")
+        assert hops is None or len(problem.steps) in ([hops] if isinstance(hops, int) else hops)
+    assert TASK.generate(50, seed=5, **settings) == problems[:50]
+
+
+@pytest.mark.parametrize("settings", CURRICULUM, ids=str)
+def test_questions_share_the_facts_of_their_graph(settings):
+    """Questions about a graph have its facts word for word and differ in what they ask; the next graph is another."""
+    questions = settings.get("questions", 1)
+    problems = TASK.generate(20 * questions, seed=6, **settings)
+    facts = [
+        problem.question[: problem.question.rindex("Is " if ". Is " in problem.question else "?")]
+        for problem in problems
+    ]
+    groups = [facts[start : start + questions] for start in range(0, len(facts), questions)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert len(set(facts)) == 20
+    if questions > 1:
+        assert len({problem.question for problem in problems}) > 20
+        assert {problem.graph.root for problem in problems} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "settings", [case for case in CURRICULUM if case.get("mode") in ("released", "paper")], ids=str
+)
+def test_hops_choose_the_options(settings):
+    """The target is so far from the root that alone reaches it, the distractor below the other; leaves go together."""
+    leaves = []
+    for problem in TASK.generate(300, seed=7, **settings):
+        graph = problem.graph
+        below = [distances_from(root, graph.edges) for root in (graph.root, 1 - graph.root)]
+        assert below[0][graph.target] == len(problem.steps)
+        assert graph.target not in below[1]
+        assert graph.distractor in below[1]
+        assert graph.distractor not in (*below[0], 0, 1)
+        sources = {source for source, _ in graph.edges}
+        assert (graph.target in sources) == (graph.distractor in sources)
+        leaves.append(graph.target not in sources)
+    assert {True, False} == set(leaves)
+
+
+@pytest.mark.parametrize("mode", ["released", "paper"])
+def test_each_question_draws_its_hops_among_those_of_its_graph(mode):
+    """Hops 1 and 2, which nearly every graph offers, come alike often; 6, which few offer, come less."""
+    problems = TASK.generate(4000, seed=8, mode=mode, hops=[1, 2, 6], questions=8)
+    counts = Counter(len(problem.steps) for problem in problems)
+    assert 0.9 < counts[1] / counts[2] < 1.3  # measured: released 1.11, paper 1.10
+    assert 0 < counts[6] < counts[2] / 2
+
+
+def test_ids_say_how_large_graphs_grow():
+    """Each graph draws one of the ids; in symbols graphs may have more nodes than sentences have names for."""
+    few = TASK.generate(200, seed=9, mode="paper", ids=8)
+    assert max(len(problem.graph.symbols) for problem in few) <= 8
+    many = TASK.generate(200, seed=9, hops=3, ids=[10, 80], rendering="symbolic")
+    sizes = [len(problem.graph.symbols) for problem in many]
+    assert 60 < sum(size > 55 for size in sizes) < 140
+    assert sum(size <= 10 for size in sizes) > 60
+
+
+def test_graphs_that_are_too_rare_are_refused():
+    """Where no graph offers the question, the search for one ends with the hops and the ids."""
+    with pytest.raises(ConfigError, match=r"none of 10000 .*ids=12 .* 9 hops"):
+        TASK.generate(1, seed=0, mode="paper", hops=9, ids=12)
+    with pytest.raises(ConfigError, match=r"none of 355 .*ids=150 .*2 or 3 hops .*'symbolic'"):
+        TASK.generate(1, seed=0, hops=[2, 3], ids=150)
+
+
+def test_parents_add_edges_of_the_family():
+    """Every node of the families has as many parents as were drawn, different ones of the layer above."""
+    sizes = {"layers": 3, "width": 4, "nodes": 30}
+    degrees = Counter()
+    for problem in TASK.generate(200, seed=10, mode="balanced", rendering="symbolic", parents=[1, 3], **sizes):
+        graph, noise = problem.graph, 2 + 2 * 3 * 4
+        check_graph(graph)
+        found = {**distances_from(0, graph.edges), **distances_from(1, graph.edges)}
+        in_degrees = Counter(node for _, node in graph.edges)
+        assert all(found[node] == found[source] + 1 for source, node in graph.edges)
+        assert all(in_degrees[node] == 1 for node in range(2, len(graph.symbols)) if found[node] == 1 or node >= noise)
+        degrees.update(in_degrees[node] for node in range(2, noise) if found[node] > 1)
+    assert degrees.keys() == {1, 3}
+    assert abs(degrees[1] - 1600) / math.sqrt(3200 / 4) < MAX_Z
+    (problem,) = TASK.generate(1, seed=0, mode="balanced", parents=9, width=3)
+    assert set(Counter(node for _, node in problem.graph.edges).values()) == {1, 3}
+
+
+def test_modes_are_drawn_for_each_graph():
+    """Each graph draws one of several modes: those of other sizes come half of the time."""
+    problems = TASK.generate(
+        400, seed=11, mode=["paper", "balanced"], layers=1, width=1, questions=2, rendering="symbolic"
+    )
+    small = [len(problem.graph.symbols) == 4 for problem in problems]
+    assert small[::2] == small[1::2]
+    assert 70 < sum(small[::2]) < 130
+
+
+def test_symbols_say_which_names_there_are():
+    """Names are different numbers below `symbols`, each as likely as any other."""
+    settings = {"mode": "balanced", "rendering": "symbolic", "layers": 1, "width": 1}
+    used = Counter()
+    for problem in TASK.generate(2000, seed=12, symbols=10, **settings):
+        assert len(set(problem.graph.symbols)) == 4
+        used.update(map(int, problem.graph.symbols))
+    assert used.keys() == set(range(10))
+    assert all(abs(count - 800) / math.sqrt(2000 * 0.4 * 0.6) < MAX_Z for count in used.values())
+
+
+def check_rendered(problem, rendering):
+    """The same graph and options in other words, solvable; the same seed writes the same."""
+    written = TASK.render(problem, rendering, seed=3)
+    check_solution(written)
+    assert ("?" in written.question.split()) == (rendering == "symbolic")
+    for part in ("edges", "root", "target", "distractor"):
+        assert getattr(written.graph, part) == getattr(problem.graph, part)
+    assert len(written.steps) == len(problem.steps)
+    assert TASK.render(problem, rendering, seed=3) == written
+    assert TASK.render(problem, rendering, seed=4).question != written.question
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_published_problems_in_another_rendering(prosqa_valid, rendering):
+    """Each of the 300 published problems can be written in either rendering."""
+    for problem in prosqa_valid:
+        check_rendered(problem, rendering)
+
+
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_generated_problems_in_another_rendering(rendering):
+    """A problem of either rendering can be written in either."""
+    for problem in (*made(2000, "released")[:20], *made(2000, "balanced", "symbolic")[:20]):
+        check_rendered(problem, rendering)
+
+
+def test_what_cannot_be_rendered_is_refused():
+    """No graph, no way to the target, too few names, an unknown rendering, a seed that is none: one line each."""
+    (large,) = TASK.generate(1, seed=0, mode="balanced", rendering="symbolic", nodes=100)
+    cases = (
+        (DataError, "no graph", Problem("q", (), "a"), "symbolic", 0),
+        (DataError, "no way from its root", graph_problem([(0, 2), (1, 3)], 3, 2), "symbolic", 0),
+        (ConfigError, "2 nodes without an in-edge and 98 with one", large, "sentences", 0),
+        (ConfigError, "did you mean 'symbolic'", large, "symbols", 0),
+        (ConfigError, "seed must be a whole number", large, "symbolic", "a"),
+    )
+    for kind, message, problem, rendering, seed in cases:
+        with pytest.raises(kind, match=message):
+            TASK.render(problem, rendering, seed)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_frontiers_are_the_names_at_each_distance(mode):
+    """The k-th frontier has exactly the nodes k steps from the root; the target is in that of the last step."""
+    for problem in made(2000, mode)[:100]:
+        graph, frontiers = problem.graph, TASK.frontiers(problem)
+        found = distances_from(graph.root, graph.edges)
+        assert len(frontiers) == max(found.values())
+        for distance, names in enumerate(frontiers, start=1):
+            assert sorted(names) == sorted(graph.symbols[node] for node in found if found[node] == distance)
+        assert graph.symbols[graph.target] in frontiers[len(problem.steps) - 1]
+    assert TASK.frontiers(Problem("q", ("s",), "a")) == ()
+    assert TASK.frontiers(graph_problem([(1, 2)], 2, 1)) == (), "a root without an out-edge"
 
 
 @pytest.mark.parametrize(
@@ -587,6 +808,35 @@ def test_problems_do_not_repeat():
         ({"mode": "balanced", "nodes": 41}, ["41", "'sentences'", "(40)", "'symbolic'"]),
         ({"mode": "balanced", "layers": [1, 10], "width": 2}, ["42", "'sentences'", "'symbolic'"]),
         ({"count": -1}, ["count", "at least 0", "got -1"]),
+        ({"mode": 3}, ["mode must be a name", "got 3"]),
+        ({"mode": []}, ["mode=[]", "empty", "released, paper, balanced"]),
+        ({"mode": ["paper", 3]}, ["mode must be a name", "got 3"]),
+        ({"mode": ["paper", "balance"]}, ["'balance'", "did you mean 'balanced'?"]),
+        ({"mode": ["paper", "released"], "width": 2}, ["'paper' or 'released'", "width", "got 2", "'balanced'"]),
+        ({"mode": "paper", "parents": 2}, ["'paper'", "parents", "got 2", "leave it out", "'balanced'"]),
+        ({"mode": "balanced", "parents": 0}, ["parents", "at least 1", "got 0"]),
+        ({"mode": "balanced", "parents": []}, ["parents=[]", "empty"]),
+        ({"mode": "balanced", "parents": "2"}, ["parents", "whole number", "got '2'"]),
+        ({"mode": "balanced", "ids": 20}, ["'balanced'", "ids", "got 20", "'released' or 'paper'"]),
+        ({"ids": 20}, ["'released'", "ids only with hops", "ids=20", "leave ids out"]),
+        ({"mode": ["balanced", "released"], "ids": 20}, ["'released'", "ids only with hops", "ids=20"]),
+        ({"mode": "paper", "ids": 3}, ["ids", "at least 4", "got 3"]),
+        ({"mode": "paper", "ids": [20, 2.5]}, ["ids", "whole number", "got 2.5"]),
+        ({"mode": "paper", "ids": 1001}, ["ids", "at most 1000", "got 1001"]),
+        ({"hops": 0}, ["hops", "at least 1", "got 0"]),
+        ({"hops": True}, ["hops", "whole number", "got True"]),
+        ({"hops": []}, ["hops=[]", "empty"]),
+        ({"hops": [1, 26]}, ["hops", "at most 25", "got 26"]),
+        ({"hops": 6, "ids": [8, 20]}, ["6 hops", "'released'", "ids=8", "raise ids"]),
+        ({"mode": "balanced", "hops": 4}, ["hops", "at most 3", "got 4"]),
+        ({"mode": "balanced", "hops": [2, 3], "layers": [1, 3]}, ["2 hops", "'balanced'", "layers=1", "raise layers"]),
+        ({"questions": 0}, ["questions", "at least 1", "got 0"]),
+        ({"questions": [2]}, ["questions", "whole number", "got [2]"]),
+        ({"question": 2}, ["setting", "'question'", "did you mean 'questions'?"]),
+        ({"symbols": 40}, ["'sentences'", "symbols", "got 40", "'symbolic'"]),
+        ({"rendering": "symbolic", "symbols": 27}, ["symbols", "at least 28", "got 27"]),
+        ({"rendering": "symbolic", "symbols": "x"}, ["symbols", "whole number", "got 'x'"]),
+        ({"mode": "balanced", "rendering": "symbolic", "symbols": 13}, ["symbols", "at least 14", "got 13"]),
     ],
     ids=str,
 )

@@ -44,10 +44,11 @@ def mine() -> Iterator[Task]:
 
 
 def test_a_name_is_enough(mine: Task) -> None:
-    """Without a grader answers are right word for word; statistics count steps; a missing generator is an error."""
+    """Without a grader answers are right word for word; no frontiers; a missing generator is an error."""
     assert mine.is_correct(PROBLEMS[7], " 7\n")
     assert not mine.is_correct(PROBLEMS[7], "70")
     assert mine.statistics(PROBLEMS) == {"steps": 1}
+    assert mine.frontiers(PROBLEMS[0]) == ()
     with pytest.raises(ConfigError, match=r"mine has no generator; name files of problems: data\.train"):
         mine.generate(3, seed=0)
 

@@ -216,6 +216,6 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--layers", type=_SIZE, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=_SIZE, help="prosqa balanced: nodes a layer")
     source.add_argument("--nodes", type=_SIZE, help="prosqa balanced: nodes in all")
-    source.add_argument("--hops", type=_SIZE, nargs="+", help="prontoqa: rules of a proof")
+    source.add_argument("--hops", type=_SIZE, nargs="+", help="prosqa: steps to the target; prontoqa: rules of a proof")
     source.add_argument("--steps", type=_SIZE, nargs="+", help="gsm8k: equations a problem, 1 to 6")
     source.add_argument("--largest", type=_POSITIVE, help="gsm8k: the largest number that a question names")

@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _MEAN_PARENTS = 1.5
 _DEPTH_WEIGHT = 1.5
 _MOST_TRIES = 10_000
+_MOST_WORK = 8_000_000  # growing a graph costs as much as the square of its ids
 
 
 class Query(NamedTuple):
@@ -238,7 +239,8 @@ def grow(rng: Random, law: Law, sizes: Sizes) -> DrawnGraph:
         ConfigError: none of many was such a graph.
     """
     num_ids = one_of(rng, sizes.ids or (law.num_ids,))
-    for _ in range(_MOST_TRIES):
+    tries = min(_MOST_TRIES, max(20, _MOST_WORK // num_ids**2))
+    for _ in range(tries):
         grown = _grow(rng, law, num_ids)
         choices = _law_choices(rng, law, grown) if sizes.hops is None else _hop_choices(rng, grown, sizes.hops)
         first = next(choices, None)
@@ -247,7 +249,7 @@ def grow(rng: Random, law: Law, sizes: Sizes) -> DrawnGraph:
             return _without_isolated(rng, grown, sorted(used), chain([first], choices))
     asked = "" if sizes.hops is None else f" with a question of {' or '.join(map(str, sizes.hops))} hops"
     raise ConfigError(
-        f"none of {_MOST_TRIES} graphs grown with ids={num_ids} could be used: one{asked} and with names for all its "
+        f"none of {tries} graphs grown with ids={num_ids} could be used: one{asked} and with names for all its "
         "nodes is too rare; take hops and ids nearer to the defaults, or rendering 'symbolic'"
     )
 
