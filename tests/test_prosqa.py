@@ -472,6 +472,15 @@ def test_balanced_options_have_one_depth_and_one_parent(sizes):
     assert depths == allowed
 
 
+@pytest.mark.parametrize("sizes", CURRICULA, ids=str)
+def test_balanced_options_come_from_one_layer(sizes):
+    """With hops and several parents, too, both options are equally deep; every layer asked for comes."""
+    problems = TASK.generate(300, seed=7, mode="balanced", rendering="symbolic", **sizes)
+    rows = [TASK.statistics([problem]) for problem in problems]
+    assert all(row["steps"] == row["distractor_depth"] for row in rows)
+    assert {row["steps"] for row in rows} == set(sizes.get("hops", [3]))
+
+
 @pytest.mark.parametrize("sizes", BALANCED, ids=str)
 def test_balanced_sizes(sizes):
     """A layer of a family has `width` nodes, `nodes` is the total, noise is never deeper than the options."""
