@@ -129,6 +129,7 @@ def _check(model_type, dtype):
     padded = [row[kept.bool()] for row, kept in zip(padded, batch["attention_mask"], strict=True)]
     found["logits alone"] = max(map(apart, alone, logits))
     found["logits padded"] = max(map(apart, padded, logits))
+    found["thoughts"] = max(_thoughts(model, ids, said) for (ids, _), said in zip(rows, logits, strict=True))
     model.zero_grad()
     own = model.train()(**batch).loss
     own.backward()
@@ -139,6 +140,16 @@ def _check(model_type, dtype):
     found["gradients"] = max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items())
     found["generation"] = _generation(model, rows)
     return verdict
+
+
+def _thoughts(model, ids, logits):
+    """How far what a row's thoughts say is from what the positions before them say."""
+    thoughts, places = [], [place for place, token in enumerate(ids) if token == LATENT_ID]
+    if not places:
+        return 0.0
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]), thought_hook=lambda _, thought: thoughts.append(thought) or thought)
+        return apart(model.thought_logits(thoughts)[0], logits[[place - 1 for place in places]])
 
 
 def _generation(model, rows):
@@ -163,8 +174,8 @@ def _generation(model, rows):
 PAGE = """# Model classes
 
 Made by `make models` with transformers {version}; do not edit. Every class of transformers' causal-LM mapping, small
-and with random weights, against the definition: logits alone and in a padded batch, the loss, all gradients, and greedy
-generation. *Difference* is the largest of these, relative to the largest entry. *Training* and *inference* say how the
+and with random weights, against the definition: logits alone and in a padded batch, what its thoughts say, the loss,
+all gradients, and greedy generation. *Difference* is the largest of these, relative to the largest entry. *Training* and *inference* say how the
 passes of a sequence with thoughts run: `shared` is the fast path, `cached` continues the cache of the passes before,
 and `recomputed` reads everything before a thought again: slower, but right where a cache cannot be continued
 or not be differentiated. A refused class gets a `ModelError` with the reason, before anything is trained.

@@ -22,6 +22,7 @@ from cocot.training.config import DataConfig, RunConfig, TrainConfig
 TINY_INIT = InitConfig("gpt2", layers=2, width=16, heads=2, settings={"n_positions": 64})
 """GPT-2, since it has dropout: a resumed run must find the random numbers of the uninterrupted one."""
 
+NO_DROPOUT_INIT = replace(TINY_INIT, settings={"n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0})
 
 Finish = Callable[[Callable[[], subprocess.Popen[str]]], tuple[str, str]]
 """The fixture `finish`: starts a process, and gives what it printed."""

@@ -9,7 +9,7 @@ import pytest
 from conftest import LATENT_ID, PROBLEMS, TOKENIZER
 
 from cocot.data.collator import collate
-from cocot.data.dataset import StageData
+from cocot.data.dataset import Portion, StageData
 from cocot.data.encoding import tokenize
 from cocot.data.examples import IGNORED, Encoder, Example
 from cocot.data.sampler import EpochSampler, bucketed
@@ -28,7 +28,7 @@ def same_problems(_epoch):
 
 
 def make_data(seed="seed", problems=same_problems, max_length=None, stage=STAGES[2]):
-    return StageData(ENCODER, stage, seed, problems, max_length)
+    return StageData(ENCODER, seed, lambda epoch: [Portion(stage, problems(epoch))], max_length)
 
 
 def without_steps(problems):

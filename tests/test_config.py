@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from cocot.errors import ConfigError
-from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods import METHODS, CurriculumConfig, Phase, phases
 from cocot.methods import base as curriculum
 from cocot.modeling import config as model_config
 from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.training import config
-from cocot.training.config import DataConfig, RunConfig, TrainConfig, WarmupConfig
+from cocot.training.config import DataConfig, RunConfig, TrainConfig
 from cocot.training.recipes import field_names, read_recipe, shipped_recipes
 from cocot.training.schedule import num_shared_stages, num_steps, plan, split_batch
 
 SETTINGS = [
     kind
-    for module in (config, curriculum, model_config)
+    for module in (config, curriculum, phases, model_config)
     for kind in vars(module).values()
     if isinstance(kind, type)
     and is_dataclass(kind)
-    and kind.__name__.endswith("Config")
+    and (kind.__name__.endswith("Config") or kind is Phase)
     and kind.__module__ == module.__name__
 ]
 MINIMAL = "model: {init: {architecture: llama}}\n"
@@ -65,9 +65,7 @@ def test_every_setting_is_explained(kind: type) -> None:
 
 def test_the_settings_are_found() -> None:
     """The check above sees the dataclasses of a recipe."""
-    assert {InitConfig, ModelConfig, WarmupConfig, DataConfig, TrainConfig, RunConfig, CurriculumConfig} <= set(
-        SETTINGS
-    )
+    assert {InitConfig, ModelConfig, Phase, DataConfig, TrainConfig, RunConfig, CurriculumConfig} <= set(SETTINGS)
 
 
 def test_a_minimal_recipe_gets_the_defaults(tmp_path: Path) -> None:
@@ -79,22 +77,24 @@ def test_overrides_reach_every_floor_of_a_recipe(tmp_path: Path) -> None:
     """`--dotted.name value` sets numbers, words, lists, tables, nothing, and parts that the recipe left out."""
     overrides = ["--seed", "7", "--train.learning_rate", "1e-4", "--curriculum.advance_at", "0.9"]
     overrides += ["--train.stage_learning_rate", "{final: 0.5}", "--train.report_to", "[tensorboard]"]
-    overrides += ["--data.generate", "{mode: balanced, layers: [1, 2]}", "--data.warmup.epochs", "3"]
+    overrides += ["--data.generate", "{mode: balanced, layers: [1, 2]}"]
+    overrides += ["--curriculum.phases", "[{name: small, stages: {stage_1: 2}, epochs: 3}]"]
     overrides += ["--model.init.layers=4", "--train.bf16", "false", "--curriculum.first_epochs", "null"]
     chosen = read_recipe(recipe(tmp_path, MINIMAL + "curriculum: {first_epochs: 9}\n"), overrides)
     assert chosen.seed == 7
     assert chosen.train == TrainConfig(
         learning_rate=1e-4, stage_learning_rate={"final": 0.5}, report_to=["tensorboard"], bf16=False
     )
-    assert chosen.curriculum == CurriculumConfig(advance_at=0.9)
-    assert chosen.data == DataConfig(generate={"mode": "balanced", "layers": [1, 2]}, warmup=WarmupConfig(epochs=3))
+    small = Phase("small", {"stage_1": 2.0}, epochs=3)
+    assert chosen.curriculum == CurriculumConfig(advance_at=0.9, phases=[small])
+    assert chosen.data == DataConfig(generate={"mode": "balanced", "layers": [1, 2]})
     assert chosen.model.init == InitConfig(architecture="llama", layers=4)
 
 
 def test_field_names_are_those_that_overrides_take() -> None:
     """The names that suggestions are drawn from reach into every part."""
     names = set(field_names())
-    expected = {"seed", "model.path", "model.init.width", "data.warmup.epochs", "curriculum.method", "train.device"}
+    expected = {"seed", "model.path", "model.init.width", "curriculum.phases", "curriculum.method", "train.device"}
     assert expected <= names
 
 
@@ -154,13 +154,30 @@ def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
         read_recipe("dmeo")
 
 
+def with_phase(data: str | None = None, **settings: object) -> RunConfig:
+    """A run with one phase of such settings."""
+    phase = Phase(**{"name": "small", "stages": {"stage_0": 1.0}, **settings})  # type: ignore[arg-type]
+    curriculum = CurriculumConfig(max_stage=2, phases=[phase])
+    return RunConfig(ModelConfig(init=InitConfig()), data=DataConfig(train=data), curriculum=curriculum)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ModelConfig(), "exactly one"),
         (lambda: ModelConfig(path="gpt2", init=InitConfig()), "exactly one"),
         (lambda: DataConfig(fresh=True, train="x.jsonl"), "data.fresh"),
-        (lambda: DataConfig(warmup=WarmupConfig(), train="x.jsonl"), "data.warmup"),
+        (lambda: with_phase(data="x.jsonl", generate={"layers": 1}), "phase small .* data.train"),
+        (lambda: with_phase(data="x.jsonl", earlier=0.5), "phase small .* data.train"),
+        (lambda: with_phase(stages={"stage_3": 1.0}), r"curriculum.phases\[0\].stages names 'stage_3'; choose one of"),
+        (lambda: with_phase(stages={"stage_0": 0.0}), "names no stage"),
+        (lambda: with_phase(stages={"stage_0": -1.0}), "curriculum.phases.stages is -1.0"),
+        (lambda: with_phase(name="final"), "another phase or stage is called"),
+        (lambda: with_phase(name="../x"), "letters, digits and underscores"),
+        (lambda: with_phase(method="cot"), "does not think as 'coconut' does"),
+        (lambda: with_phase(method="frontie"), "frontier"),
+        (lambda: with_phase(generate={"seed": 1}), "generates with seed of its own"),
+        (lambda: CurriculumConfig(epochs_per_stage=0, phases=[Phase("a", {"stage_0": 1.0})]), "no stage with epochs"),
         (lambda: TrainConfig(batch_size=0), "train.batch_size is 0"),
         (lambda: TrainConfig(eval_batch_size=-1), "train.eval_batch_size is -1"),
         (lambda: TrainConfig(logging_steps=0), "train.logging_steps is 0"),
@@ -175,7 +192,7 @@ def test_settings_that_contradict_each_other_are_refused(make: object, message: 
 def test_a_stage_that_no_method_has_cannot_be_given_a_rate() -> None:
     """`train.stage_learning_rate` may name any stage of the curriculum, whatever the method, and no other."""
     init = ModelConfig(init=InitConfig())
-    rates = {"stage_2": 0.5, "final": 0.1, "warmup": 1.0}
+    rates = {"stage_2": 0.5, "final": 0.1}
     curriculum_config = CurriculumConfig("cot", max_stage=2)
     fine = RunConfig(init, curriculum=curriculum_config, train=TrainConfig(stage_learning_rate=rates))
     assert [item.learning_rate_factor for item in plan(fine)] == [1.0]
@@ -187,6 +204,7 @@ def test_a_stage_that_no_method_has_cannot_be_given_a_rate() -> None:
 SHARED = {
     ("coconut", "pause_as_thought"): 2,
     ("coconut", "coconut"): 2,
+    ("coconut", "frontier"): 2,
     ("no_thought", "icot"): 2,
     ("cot", "no_thought"): 1,  # stage 0 of cot lasts as long as all of the other's
     ("coconut", "no_thought"): 0,  # markers in the prompt
@@ -198,12 +216,12 @@ SHARED = {
 
 @pytest.mark.parametrize("methods", SHARED)
 def test_stages_in_words_are_shared(methods: tuple[str, str]) -> None:
-    """Methods share the warm-up and stage 0 where they write the same texts, with the same settings, and no others."""
+    """Methods share phases in words and stage 0 where they write the same texts by the same settings, and no others."""
 
     def config(method: str, **settings: object) -> RunConfig:
-        how = CurriculumConfig(method, max_stage=2, stage_mix=0.5)
-        data = DataConfig(warmup=WarmupConfig(epochs=1))
-        return replace(RunConfig(ModelConfig(init=InitConfig()), data=data, curriculum=how), **settings)  # type: ignore[arg-type]
+        small = Phase("small", {"stage_0": 1.0})
+        how = CurriculumConfig(method, max_stage=2, stage_mix=0.5, phases=[small])
+        return replace(RunConfig(ModelConfig(init=InitConfig()), curriculum=how), **settings)  # type: ignore[arg-type]
 
     first, second = methods
     assert num_shared_stages(config(first), config(second)) == SHARED[methods]
@@ -227,3 +245,16 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     """A batch that three processes cannot share evenly is an error, not another batch."""
     with pytest.raises(ConfigError, match="batch_size 8 cannot be shared by 3 processes"):
         split_batch(8, 8, 3)
+
+
+def test_a_warm_up_of_before_is_read_as_a_phase(tmp_path: Path) -> None:
+    """Recipes and runs of before phases have `data.warmup`; null was no warm-up."""
+    old = MINIMAL + "data: {warmup: {generate: {width: 1}, epochs: 2, advance_at: null}}\n"
+    old += "train: {stage_learning_rate: {warmup: 0.5, final: 0.1}}\n"
+    chosen = read_recipe(recipe(tmp_path, old))
+    assert chosen.curriculum.phases == [
+        Phase("warmup", {"stage_0": 1.0}, epochs=2, generate={"width": 1}, learning_rate=0.5)
+    ]
+    assert chosen.train.stage_learning_rate == {"final": 0.1}
+    none = MINIMAL + "data: {warmup: null}\n"
+    assert not read_recipe(recipe(tmp_path, none)).curriculum.phases

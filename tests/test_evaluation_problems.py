@@ -20,7 +20,7 @@ from cocot.tasks.problem import Problem
 from cocot.training.evaluation_problems import select_problems
 from cocot.training.problems import prepare_data
 from cocot.training.run import train
-from cocot.training.schedule import problems_of_files, steps_per_epoch
+from cocot.training.schedule import plan, problems_of_files, steps_per_epoch
 
 PROBLEMS = [
     Problem(f"{number} + 1 ?", (f"<<{number}+1={number + 1}>>",), f"{number + 1}") for number in range(30) for _ in "ab"
@@ -145,7 +145,7 @@ def test_training_never_sees_what_was_set_aside(
     """One line says how many; the run's data are the rest; a file of one question has none to spare."""
     config = config_of(trained.parent)
     data, (rest, aside) = prepare_data(config), problems_of_files(config)
-    assert data.train(None, 0) == rest  # type: ignore[arg-type]
+    assert data.train(plan(config)[0], 0)[0].problems == rest
     assert data.valid == aside
     assert steps_per_epoch(config) == 54 // 8
     assert data.note.startswith(f"6 of the 60 problems in {trained.parent}/mine.jsonl are set aside for validation")

@@ -71,7 +71,8 @@ def test_a_wrong_recurrence_is_seen(monkeypatch):
     import cocot.modeling.forward_call
 
     def shifted(*args, thought_hook=None, **kwargs):
-        return think(*args, thought_hook=lambda number, thought: thought + 0.01, **kwargs)
+        keep = thought_hook or (lambda number, thought: thought)
+        return think(*args, thought_hook=lambda number, thought: keep(number, thought + 0.01), **kwargs)
 
     think = cocot.modeling.forward_call.think
     monkeypatch.setattr(cocot.modeling.forward_call, "think", shifted)

@@ -48,6 +48,12 @@ CASES = {
         "final": "is a b ? [ * * * * ] | ### d ! .",
     },
     "coconut_no_curriculum": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "frontier": {
+        "stage_0": "is a b ? [ ] | a b b c c c d ### d ! .",
+        "stage_1": "is a b ? [ * * ] | b c c c d ### d ! .",
+        "stage_2": "is a b ? [ * * * * ] | c d ### d ! .",
+        "final": "is a b ? [ * * * * ] | ### d ! .",
+    },
     "no_thought": {
         "stage_0": "is a b ? | a b b c c c d ### d ! .",
         "stage_1": "is a b ? | b c c c d ### d ! .",
@@ -306,16 +312,16 @@ def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> Non
         ({"method": "coconuts"}, "unknown method 'coconuts'; choose one of: cot, no_cot"),
         ({"thoughts_per_step": 0}, "thoughts_per_step is 0; it must be at least 1"),
         ({"max_stage": -1}, "max_stage is -1"),
-        ({"epochs_per_stage": 0}, "epochs_per_stage is 0"),
+        ({"epochs_per_stage": -1}, "epochs_per_stage is -1"),
         ({"first_epochs": -1}, "first_epochs is -1"),
         ({"final_epochs": -2}, "final_epochs is -2"),
         ({"stage_mix": 1.5}, "stage_mix is 1.5; it must be at most 1"),
         ({"advance_at": 90}, "advance_at is 90; it must be at most 1"),
         ({"icot_tokens_per_stage": 0}, "icot_tokens_per_stage is 0"),
         ({"max_stage": 3, "epochs_per_stage": [1, 2]}, "a list of 3 of them"),
-        ({"max_stage": 2, "epochs_per_stage": [1, 0]}, "must be at least 1"),
+        ({"max_stage": 2, "epochs_per_stage": [1, -1]}, "must be at least 0"),
         ({"icot_smoothing": 0}, "icot_smoothing is 0; it must be above 0"),
-        ({"max_stage": 0, "first_epochs": 0, "final_epochs": 0}, "no epochs"),
+        ({"max_stage": 0, "first_epochs": 0, "final_epochs": 0}, "no stage with epochs"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:

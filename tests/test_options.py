@@ -193,8 +193,6 @@ def parts_of(name: str) -> list[str]:
     """What a field needs around it."""
     if name.startswith("model.lora"):
         return ["--model.init", "null", "--model.path", "somewhere"]
-    if name.startswith("data.warmup"):
-        return ["--data.warmup.epochs", "1"]
     return []
 
 

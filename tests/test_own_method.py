@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs_support import cocot, environment, tiny_config, weights, write_recipe
+from runs_support import NO_DROPOUT_INIT, cocot, environment, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
-from test_run import MAX_GAP, NO_DROPOUT, gap
+from test_run import MAX_GAP, gap
 
 from cocot.errors import ConfigError, Interrupted, ModelError
 from cocot.methods import METHODS, register
@@ -105,7 +105,7 @@ def test_a_term_counts_as_much_however_a_batch_is_cut(countdown: type[Any], tmp_
     """Eight rows at once, or twice four: the same weights, up to the order of sums."""
     countdown.weight = 10.0
     for rows in (8, 4):
-        train(config_of("countdown", init=NO_DROPOUT, train={"device_batch_size": rows}), tmp_path / f"{rows}")
+        train(config_of("countdown", init=NO_DROPOUT_INIT, train={"device_batch_size": rows}), tmp_path / f"{rows}")
     assert gap(tmp_path / "8", tmp_path / "4") < MAX_GAP
 
 
@@ -236,7 +236,7 @@ def with_package(package: Path) -> dict[str, str]:
 @pytest.mark.distributed
 def test_two_processes_train_modules_as_one_does(package: Path, tmp_path: Path) -> None:
     """Under DDP too, where the first stage has no thoughts, so that no batch uses the modules."""
-    recipe = write_recipe(tmp_path / "own.yaml", config_of("coconut", init=NO_DROPOUT))
+    recipe = write_recipe(tmp_path / "own.yaml", config_of("coconut", init=NO_DROPOUT_INIT))
     command = [str(recipe), "--curriculum.method", "countdown", "--train.device_batch_size", "4", "--out"]
     alone = [sys.executable, "-m", "cocot", "train", *command, str(tmp_path / "one")]
     both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs_support import Finish, environment, tiny_config, write_recipe
-from test_run import FSDP, NO_DROPOUT, SHAPES, save_model
+from runs_support import NO_DROPOUT_INIT, Finish, environment, tiny_config, write_recipe
+from test_run import FSDP, SHAPES, save_model
 from transformers import LlamaConfig
 
 from cocot.system.manifest import write_manifest
@@ -143,7 +143,7 @@ Path(sys.argv[2]).with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(
 def test_processes_seldom_agree_but_stop_after_the_same_step(tmp_path: Path, finish: Finish, engine: str) -> None:
     """An interrupt of one is known to all within a second or two, without their asking each other after every step."""
     config = tiny_config(
-        init=NO_DROPOUT,
+        init=NO_DROPOUT_INIT,
         curriculum={"first_epochs": 1, "max_stage": 0, "final_epochs": 0},
         data={"num_train": 8 * 4000},
         train={"save_steps": 10_000, "logging_steps": 1000},

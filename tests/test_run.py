@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs_support import TINY_INIT, Finish, accuracies, environment, tiny_config, weights, write_recipe
+from runs_support import NO_DROPOUT_INIT, TINY_INIT, Finish, accuracies, environment, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -40,6 +40,7 @@ from cocot.data.examples import Encoder, Example
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import ConfigError, DataError, Interrupted, ModelError, RunError
 from cocot.evaluation.evaluate import compute_metrics, evaluate, evaluate_together
+from cocot.methods import Phase
 from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 from cocot.modeling.config import InitConfig
 from cocot.modeling.loading import load
@@ -50,12 +51,12 @@ from cocot.tasks.prosqa import ProsQA
 from cocot.training import run as run_module
 from cocot.training import trainer as trainer_module
 from cocot.training.checkpoints import complete_checkpoints
-from cocot.training.config import RunConfig, WarmupConfig
+from cocot.training.config import RunConfig
 from cocot.training.fsdp import check_fsdp
-from cocot.training.problems import prepare_data
+from cocot.training.problems import Data, prepare_data
 from cocot.training.run import RunInProgress, train
 from cocot.training.run_folder import RunFolder
-from cocot.training.schedule import plan
+from cocot.training.schedule import PlannedStage, plan
 from cocot.training.trainer import StageTrainer
 
 MAX_GAP = 2e-5
@@ -64,7 +65,12 @@ MAX_GAP = 2e-5
 Measured: accumulated 1.7e-06, two processes 2.9e-06; the same problems in another order 3.6e-02, a loss averaged by
 device batch in place of by token 1.3e-02.
 """
-NO_DROPOUT = replace(TINY_INIT, settings={"n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0})
+
+
+PHASES = [
+    Phase("small", {"stage_0": 1.0}, epochs=2, generate={"layers": 1}, learning_rate=0.5),
+    Phase("mixed", {"stage_1": 1.0, "final": 2.0}, epochs=2, earlier=0.5, method="frontier"),
+]
 
 
 class Killed(BaseException):
@@ -118,14 +124,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]
 
 
 @pytest.mark.parametrize(
-    ("reset", "optimizer", "every"), [("stage", "adamw", 4), ("never", "muon", 7), ("epoch", "adamw", 5)]
+    ("reset", "optimizer", "every", "phases"),
+    [("stage", "adamw", 4, []), ("never", "muon", 7, []), ("epoch", "adamw", 5, []), ("stage", "adamw", 5, PHASES)],
 )
 def test_a_run_that_is_stopped_again_and_again_ends_bit_for_bit_as_if_it_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, optimizer: str, every: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, optimizer: str, every: int, phases: list[Phase]
 ) -> None:
-    """Interrupts and kills, at any place: the next call goes on, and weights and accuracies are those of one run."""
+    """Interrupts and kills, inside phases too: the next call goes on; weights and accuracies are those of one run."""
     rates = {"optimizer_reset": reset, "optimizer": optimizer, "muon_learning_rate": 0.02, "lr_scheduler": "cosine"}
-    config = tiny_config(curriculum={"epochs_per_stage": 2}, train={**rates, "warmup_steps": 2})
+    config = tiny_config(curriculum={"epochs_per_stage": 2, "phases": phases}, train={**rates, "warmup_steps": 2})
     train(config, tmp_path / "whole")
     places: list[tuple[str, int]] = []
 
@@ -335,7 +342,7 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, Path]) -> No
 
 def test_accumulated_batches_are_one_big_batch(tmp_path: Path) -> None:
     """Device batches of 2 reach the same weights as one of 8, to float noise; another problem does not."""
-    one = tiny_config(init=NO_DROPOUT, curriculum={"final_epochs": 0})
+    one = tiny_config(init=NO_DROPOUT_INIT, curriculum={"final_epochs": 0})
     train(one, tmp_path / "one")
     accumulated = replace(one, train=replace(one.train, device_batch_size=2))
     train(accumulated, tmp_path / "accumulated")
@@ -426,7 +433,7 @@ def test_two_processes_are_one(tmp_path: Path, finish: Finish, engine: str, reco
     """
     curriculum = {"final_epochs": 0, "stage_mix": 0.9, "thoughts_per_step": 3}
     config = tiny_config(
-        init=NO_DROPOUT,
+        init=NO_DROPOUT_INIT,
         curriculum=curriculum,
         train={"gradient_checkpointing": recomputes},
         data={"num_valid": 5},  # 3 and 2 a process
@@ -482,7 +489,7 @@ def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: s
 def test_a_run_goes_on_with_other_processes(tmp_path: Path, finish: Finish, before: str, after: str) -> None:
     """Interrupted inside a stage, with moments of the stage before: checkpoints are the same, whoever writes them."""
     config = tiny_config(
-        init=NO_DROPOUT,
+        init=NO_DROPOUT_INIT,
         curriculum={"final_epochs": 0, "epochs_per_stage": 10},
         train={"save_steps": 2, "optimizer_reset": "never", "learning_rate": 1e-4},
     )
@@ -691,17 +698,39 @@ def test_a_stage_that_is_good_enough_hands_its_epochs_to_the_last(
     assert len(accuracies(tmp_path)) == 6
 
 
-def test_the_warm_up_reads_easier_problems_first(tmp_path: Path) -> None:
-    """`data.warmup` is a stage of its own before the first, on its own problems; what it leaves goes to the last."""
-    warmup = WarmupConfig(generate={"layers": 1}, epochs=2, advance_at=0.0)
-    config = tiny_config(data={"warmup": warmup, "num_train": 16})
-    planned = plan(config)
+def test_phases_come_first_on_their_own_problems(tmp_path: Path) -> None:
+    """A phase trains and is validated on its own kind of problems, earlier ones mixed in as it says, in whole batches.
+
+    The epochs that it leaves by ending early go to the last stage.
+    """
+    phases = [
+        Phase("small", {"stage_0": 1.0}, epochs=2, generate={"layers": 1}, advance_at=0.0),
+        Phase("large", {"stage_0": 1.0, "final": 1.0}, epochs=2, generate={"layers": 3}, earlier=0.5),
+    ]
+    config = tiny_config(curriculum={"phases": phases})
+    small, large, first, *_ = plan(config)
     data = prepare_data(config)
-    assert {len(problem.steps) for problem in data.train(planned[0], 0)} == {1}
-    assert {len(problem.steps) for problem in [*data.train(planned[1], 0), *data.valid]} == {2}
+
+    def kinds(problems: Sequence[Problem]) -> set[int]:
+        return {len(problem.steps) for problem in problems}
+
+    assert [(part.stage.name, len(part.problems), kinds(part.problems)) for part in data.train(large, 0)] == [
+        ("large", 16, {3}),
+        ("small", 16, {1}),
+    ]
+    assert [kinds(data.valid_of(planned)) for planned in (small, large, first)] == [{1}, {3}, {2}]
+    assert kinds(problems_of(data, first, 0)) == {2}
     run = train(config, tmp_path)
     done = [(entry["name"], entry["epochs"]) for entry in run.finished_stages()]
-    assert done == [("warmup", 1), ("stage_0", 1), ("stage_1", 1), ("final", 2)]
+    assert done == [("small", 1), ("large", 2), ("stage_0", 1), ("stage_1", 1), ("final", 2)]
+
+
+@pytest.mark.parametrize("method", ["coconut", "frontier"])
+def test_a_phase_may_have_the_loss_of_another_method(tmp_path: Path, method: str) -> None:
+    """A coconut run has the frontier's term in the phase that names it, and nowhere else."""
+    run = train(tiny_config(curriculum={"phases": PHASES, "method": method}), tmp_path)
+    with_term = {entry["stage"] for entry in run.read_log() if "loss_frontier" in entry}
+    assert with_term == ({"mixed"} if method == "coconut" else {"mixed", "stage_1", "final"})
 
 
 @pytest.mark.parametrize(
@@ -716,9 +745,9 @@ def test_shared_stages_are_bit_for_bit_those_that_were_not(
     """
 
     def config_of(name: str) -> RunConfig:
-        warmup = WarmupConfig(generate={"layers": 1}, epochs=1)
-        curriculum = {"method": name, "icot_tokens_per_stage": 2}
-        return tiny_config(curriculum=curriculum, train={"optimizer_reset": reset}, data={"warmup": warmup})
+        phases = [Phase("small", {"stage_0": 1.0}, generate={"layers": 1})]
+        curriculum = {"method": name, "icot_tokens_per_stage": 2, "phases": phases}
+        return tiny_config(curriculum=curriculum, train={"optimizer_reset": reset})
 
     train(config_of(prefix_run), tmp_path / "prefix_run")
     train(config_of(method), tmp_path / "alone")
@@ -776,16 +805,21 @@ def test_stage_rates_are_those_that_are_logged(tmp_path: Path) -> None:
     assert logged == {"stage_0": 1e-3, "stage_1": 0.25e-3, "final": 1e-3}
 
 
+def problems_of(data: Data, planned: PlannedStage, epoch: int) -> list[Problem]:
+    """All problems of an epoch."""
+    return [problem for part in data.train(planned, epoch) for problem in part.problems]
+
+
 def test_fresh_problems_differ_by_epoch_and_others_do_not() -> None:
     """`fresh` gives every epoch and stage its own problems, the same in every call; without it all share one list."""
     fresh, fixed = tiny_config(), tiny_config(data={"fresh": False})
     stages = plan(fresh)
-    lists = [prepare_data(fresh).train(stage, epoch) for stage in stages for epoch in range(2)]
+    lists = [problems_of(prepare_data(fresh), stage, epoch) for stage in stages for epoch in range(2)]
     assert len({tuple(problems) for problems in lists}) == len(lists)
-    assert prepare_data(fresh).train(stages[1], 1) == lists[3]
+    assert problems_of(prepare_data(fresh), stages[1], 1) == lists[3]
     data = prepare_data(fixed)
-    assert data.train(stages[0], 0) == data.train(stages[1], 3)
-    assert not set(data.valid) & set(data.train(stages[0], 0))
+    assert problems_of(data, stages[0], 0) == problems_of(data, stages[1], 3)
+    assert not set(data.valid) & set(problems_of(data, stages[0], 0))
     assert prepare_data(replace(fixed, seed=1)).valid != data.valid
 
 
@@ -809,7 +843,7 @@ def test_every_epoch_reads_its_own_problems_in_an_order_of_its_own(
         (planned,), data = plan(config), prepare_data(config)
         encoder = Encoder(config.curriculum, tokenizer)
         for epoch in range(2):
-            pieces = [tokenize(problem, tokenizer) for problem in data.train(planned, epoch)]
+            pieces = [tokenize(problem, tokenizer) for problem in problems_of(data, planned, epoch)]
             expected = [str(encoder(piece, planned.stage, Random(0)).input_ids) for piece in pieces]
             read = rows[16 * epoch :][:16]
             assert sorted(read) == sorted(expected)
@@ -865,7 +899,7 @@ def test_words_of_later_epochs_are_known_from_the_start(tmp_path: Path) -> None:
     config = tiny_config(data=story, init=init, curriculum={"epochs_per_stage": 4})
     run = train(config, tmp_path)
     known = set(load(run.model)[1].get_vocab())
-    epochs = [prepare_data(config).train(plan(config)[1], epoch) for epoch in range(4)]
+    epochs = [problems_of(prepare_data(config), plan(config)[1], epoch) for epoch in range(4)]
     first, *later = (set(build_tokenizer(problems, "numbers").get_vocab()) for problems in epochs)
     assert first.union(*later) <= known
     assert not set().union(*later) <= first, "these stories tell nothing"

@@ -25,12 +25,12 @@ import cocot
 from cocot.assets import is_bundled, locate
 from cocot.cli import main
 from cocot.errors import RunError
+from cocot.methods import Phase
 from cocot.system.files import new_folder, write_json, write_text
 from cocot.system.manifest import write_manifest
 from cocot.system.write_errors import cannot_write
 from cocot.tasks.prosqa import ProsQA
 from cocot.training.checkpoints import complete_checkpoints, prune_checkpoints
-from cocot.training.config import WarmupConfig
 from cocot.training.run import prepare_data, train
 from cocot.training.run_folder import RunFolder, environment, fingerprint
 from cocot.training.schedule import plan
@@ -40,7 +40,8 @@ CONFIG = tiny_config()
 
 def test_a_folder_is_taken_up_by_the_same_run(tmp_path: Path) -> None:
     """The same settings open a run's folder again; settings survive their way through config.yaml."""
-    config = tiny_config(data={"warmup": WarmupConfig(generate={"layers": [1, 2]})})
+    phases = [Phase("small", {"stage_0": 1.0, "final": 2.0}, generate={"layers": [1, 2]})]
+    config = tiny_config(curriculum={"phases": phases})
     for _ in range(2):
         run = RunFolder(tmp_path / "run")
         run.open(config)
@@ -317,7 +318,7 @@ def test_a_damaged_file_of_a_run_is_named(
     run.open(tiny_config())
     run.close()
     data = prepare_data(tiny_config())
-    run.describe(tiny_config(), fingerprint([*data.train(plan(tiny_config())[0], 0), *data.valid]))
+    run.describe(tiny_config(), fingerprint([*data.train(plan(tiny_config())[0], 0)[0].problems, *data.valid]))
     run.finish_stage({"name": "stage_0", "epochs": 1, "accuracy": 0.5, "checkpoint": "stages/stage_0/checkpoint-4"})
     assert run.finished_stages()[0]["accuracy"] == 0.5
     (run.path / file).write_bytes(BROKEN[broken])

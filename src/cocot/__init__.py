@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py com
     from cocot.interpret.search_tree import SearchTree as SearchTree
     from cocot.methods.base import CurriculumConfig as CurriculumConfig
     from cocot.methods.base import Method as Method
+    from cocot.methods.phases import Phase as Phase
     from cocot.modeling.config import InitConfig as InitConfig
     from cocot.modeling.config import LoraSettings as LoraSettings
     from cocot.modeling.config import ModelConfig as ModelConfig
@@ -58,7 +59,6 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py com
     from cocot.training.config import DataConfig as DataConfig
     from cocot.training.config import RunConfig as RunConfig
     from cocot.training.config import TrainConfig as TrainConfig
-    from cocot.training.config import WarmupConfig as WarmupConfig
     from cocot.training.evaluation_problems import Selection as Selection
     from cocot.training.evaluation_problems import select_problems as select_problems
     from cocot.training.recipes import describe_fields as describe_fields
@@ -93,7 +93,7 @@ _HOMES = {
     "Table": "cocot.experiments.tables",
     "Task": "cocot.tasks.base",
     "TrainConfig": "cocot.training.config",
-    "WarmupConfig": "cocot.training.config",
+    "Phase": "cocot.methods.phases",
     "answer": "cocot.modeling.generation",
     "benchmark": "cocot.api.benchmark",
     "compare": "cocot.api.studies",

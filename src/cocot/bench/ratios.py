@@ -262,7 +262,7 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
             job = StageJob(
                 planned=planned,
                 method=config.curriculum.chosen,
-                data=StageData(encoder, planned.stage, "bench", lambda epoch: data.train(planned, epoch), None),
+                data=StageData(encoder, "bench", lambda epoch: data.train(planned, epoch), None),
                 validation=Validation(tasks.get("prosqa"), data.valid, workload.THOUGHTS, 1),
                 config=config.train,
                 batches=Batches(config.train.batch_size, config.train.batch_size, 1, 1),

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cocot.data.examples import IGNORED, Example
+from cocot.data.thought_targets import THOUGHT_TARGETS, thought_targets
 
 
 def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits: int = 0) -> dict[str, Any]:
@@ -54,12 +55,14 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
     if num_splits > len(columns):
         others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
         columns = sorted(columns + others[: num_splits - len(columns)])
+    targets = thought_targets(examples)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
         "latent_columns": columns,
         "loss_positions": label_positions(labels),
+        **({} if targets is None else {THOUGHT_TARGETS: targets}),
     }
 
 

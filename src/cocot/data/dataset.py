@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
-from cocot.data.encoding import tokenize
+from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
 from cocot.data.examples import Encoder, Example
 from cocot.errors import DataError
 from cocot.methods import Stage
 from cocot.tasks.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Problems that are encoded at one stage; an epoch has one or several."""
+
+    stage: Stage
+    problems: Sequence[Problem]
 
 
 class StageData(Dataset[Example]):
@@ -27,27 +36,27 @@ class StageData(Dataset[Example]):
     def __init__(
         self,
         encoder: Encoder,
-        stage: Stage,
         seed: str,
-        problems_of_epoch: Callable[[int], Sequence[Problem]],
+        problems_of_epoch: Callable[[int], Sequence[Portion]],
         max_length: int | None,
+        frontiers: Callable[[Problem], Sequence[Sequence[str]]] | None = None,
     ) -> None:
-        """Serve `problems_of_epoch(epoch)`, encoded at `stage`.
+        """Serve the problems of `problems_of_epoch(epoch)`, each encoded at the stage of its portion.
 
         Args:
             encoder: Puts problems together.
-            stage: The stage.
             seed: Names the stream of chance; differs from stage to stage.
-            problems_of_epoch: The problems of an epoch, always as many. What it returns again, the same object, is not
-                cut into tokens again.
+            problems_of_epoch: The problems of an epoch, always as many. A list of problems that comes again, the same
+                object, is not cut into tokens again.
             max_length: Tokens that the model can read; None for no limit.
+            frontiers: What is right after each step of a problem (`Task.frontiers`); None where nobody asks.
 
         Raises:
             DataError: a problem is longer than the model's context or lacks what the method needs.
         """
-        self._encoder, self._stage, self._seed = encoder, stage, seed
+        self._encoder, self._seed, self._frontiers = encoder, seed, frontiers
         self._problems_of_epoch, self._max_length = problems_of_epoch, max_length
-        self._source: Sequence[Problem] | None = None
+        self._portions: list[tuple[Portion, list[Tokenized]]] = []
         self.epoch = -1
         self.set_epoch(0)
 
@@ -56,13 +65,20 @@ class StageData(Dataset[Example]):
         if epoch == self.epoch:
             return
         self.epoch = epoch
-        problems = self._problems_of_epoch(epoch)
-        if problems is not self._source:
-            self._source = problems
-            self._problems = [tokenize(problem, self._encoder.tokenizer) for problem in problems]
-            self._check_steps()
-            if self._max_length is not None:
-                self._check_lengths(self._max_length)
+        portions = self._problems_of_epoch(epoch)
+        if [id(portion.problems) for portion in portions] == [id(portion.problems) for portion, _ in self._portions]:
+            return
+        self._portions = [(portion, list(map(self._tokenize, portion.problems))) for portion in portions]
+        self._problems = [(problem, portion.stage) for portion, cut in self._portions for problem in cut]
+        self._check_steps()
+        if self._max_length is not None:
+            self._check_lengths(self._max_length)
+
+    def _tokenize(self, problem: Problem) -> Tokenized:
+        cut, tokenizer = tokenize(problem, self._encoder.tokenizer), self._encoder.tokenizer
+        if self._frontiers is None:
+            return cut
+        return replace(cut, frontiers=encode_frontiers(self._frontiers(problem), tokenizer))
 
     def __len__(self) -> int:
         """Problems an epoch."""
@@ -70,7 +86,7 @@ class StageData(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """The problem at `index`, encoded at this epoch."""
-        return self._encoder(self._problems[index], self._stage, random.Random(f"{self._seed}/{self.epoch}/{index}"))
+        return self._encoder(*self._problems[index], random.Random(f"{self._seed}/{self.epoch}/{index}"))
 
     def lengths(self) -> list[tuple[int, int]]:
         """Tokens of every problem's prompt and text at this epoch."""
@@ -80,7 +96,7 @@ class StageData(Dataset[Example]):
     def _check_steps(self) -> None:
         """A few problems without written steps are part of real data (GSM8k); all of them are a mistake."""
         config = self._encoder.config
-        if config.chosen.needs_steps and not any(problem.steps for problem in self._problems):
+        if config.chosen.needs_steps and not any(problem.steps for problem, _ in self._problems):
             raise DataError(
                 f"method {config.method!r} learns from written steps and no problem has any; give problems with steps "
                 "or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
@@ -88,7 +104,7 @@ class StageData(Dataset[Example]):
 
     def _check_lengths(self, max_length: int) -> None:
         """Refuse, never cut."""
-        lengths = [self._encoder.longest(problem, self._stage) for problem in self._problems]
+        lengths = [self._encoder.longest(problem, stage) for problem, stage in self._problems]
         too_long = sum(length > max_length for length in lengths)
         if too_long:
             raise DataError(

@@ -31,11 +31,19 @@ _RARE = "\N{EGYPTIAN HIEROGLYPH A001}"
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A problem's pieces as token ids: cut once, put together again at every stage."""
+    """A problem's pieces as token ids: cut once, put together again at every stage.
+
+    Attributes:
+        question: All that is put before the thoughts.
+        steps: Each step.
+        answer: The answer, with its mark and end of text.
+        frontiers: For each step, the ids that are right after it (`encode_frontiers`); empty where they are not asked.
+    """
 
     question: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
     answer: tuple[int, ...]
+    frontiers: tuple[tuple[int, ...], ...] = ()
 
 
 def tokenize(problem: Problem, tokenizer: Tokenizer) -> Tokenized:
@@ -53,6 +61,18 @@ def tokenize(problem: Problem, tokenizer: Tokenizer) -> Tokenized:
     _check_layout(problem, steps, answer, tokenizer)
     begin = _begin(lines[0], question, tokenizer)
     return Tokenized((*begin, *question), tuple(map(tuple, steps)), (*answer, tokenizer.eos_token_id))
+
+
+def encode_frontiers(frontiers: Sequence[Sequence[str]], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The first token of every word that is right after a step (`Task.frontiers`), as it stands inside a sentence.
+
+    Raises:
+        DataError: the vocabulary lacks a word.
+    """
+    words = sorted({word for frontier in frontiers for word in frontier})
+    rows = encode_texts([f" {word}" for word in words], tokenizer)
+    first = {word: ids[0] for word, ids in zip(words, rows, strict=True)}
+    return tuple(tuple(sorted({first[word] for word in frontier})) for frontier in frontiers)
 
 
 def encode_question(text: str, num_thoughts: int, settings: ThoughtSettings, tokenizer: Tokenizer) -> list[int]:

@@ -33,12 +33,14 @@ class Example:
         labels: `input_ids` where there is loss, -100 elsewhere; same length.
         prompt_length: Tokens before the text that is learned: the column at which batches are aligned.
         num_thoughts: Thoughts or pauses in the prompt.
+        targets: For each thought, the token ids that are right after it; empty where nothing is said of them.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_length: int
     num_thoughts: int
+    targets: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,17 @@ class Encoder:
         object.__setattr__(self, "settings", settings)
 
     def __call__(self, problem: Tokenized, stage: Stage, draw: Random) -> Example:
-        """Encode a problem at `stage`, or at an earlier one with probability `stage_mix`.
+        """Encode a problem at `stage`, at one of its mixture, or at an earlier one with probability `stage_mix`.
 
         Args:
             problem: The problem's pieces.
             stage: Stage of the schedule.
             draw: Source of chance, for mixing and for icot's smoothing.
         """
+        if stage.mixture:
+            stages, weights = zip(*stage.mixture, strict=True)
+            (stage,) = draw.choices(stages, weights)
+            return self._encode(problem, stage.index, stage.is_final, draw)
         index, is_final = stage.index, stage.is_final
         if self.mixes and draw.random() < self.config.stage_mix:
             num_earlier = index + 1 if is_final else index
@@ -86,9 +92,10 @@ class Encoder:
 
     def longest(self, problem: Tokenized, stage: Stage) -> int:
         """Most tokens that a problem can take at `stage`."""
-        earlier = range(stage.index + stage.is_final) if self.mixes else ()
-        lengths = [len(self._encode(problem, index, False, Random(0)).input_ids) for index in earlier]
-        return max(*lengths, len(self._encode(problem, stage.index, stage.is_final, Random(0)).input_ids), 0)
+        parts = [(part.index, part.is_final) for part, _ in stage.mixture] or [(stage.index, stage.is_final)]
+        if self.mixes and not stage.mixture:
+            parts += [(index, False) for index in range(stage.index + stage.is_final)]
+        return max(len(self._encode(problem, *part, Random(0)).input_ids) for part in parts)
 
     def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
         method = self.config.chosen
@@ -96,4 +103,6 @@ class Encoder:
         start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
         steps = [] if is_final else method.steps_left(problem.steps, index, self.config, draw)
         text = [*steps, *problem.answer]
-        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts)
+        step_of = [number // self.config.thoughts_per_step for number in range(num_thoughts)]
+        targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
+        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts, targets)

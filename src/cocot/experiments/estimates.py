@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from cocot.evaluation.ablations import ablation_names
 from cocot.experiments.jobs import Training, train_all
 from cocot.experiments.study import Study
+from cocot.methods import Phase
 from cocot.methods.tokens import LATENT
 from cocot.system.console import align
 from cocot.system.files import read_json, unfinished, write_json
@@ -84,17 +86,18 @@ def _pilot_run(training: Training, folder: Path) -> Training:
     size = _STEPS * config.train.batch_size
     path = folder / training.name
     settings: dict[str, object] = {
-        "curriculum.epochs_per_stage": _EPOCHS,
         "curriculum.advance_at": "null",
         "data.num_train": size,
         "train.logging_steps": _STEPS,
     }
-    if config.curriculum.first_epochs != 0:  # a stage that the run does not have stays away
+    # a stage that the run does not have stays away
+    settings["curriculum.epochs_per_stage"] = [_EPOCHS if epochs else 0 for epochs in config.curriculum.stage_epochs]
+    if config.curriculum.num_first_epochs:
         settings["curriculum.first_epochs"] = _EPOCHS
     if config.curriculum.final_epochs:
         settings["curriculum.final_epochs"] = _EPOCHS
-    if config.data.warmup and config.data.warmup.epochs:
-        settings["data.warmup.epochs"] = _EPOCHS
+    if config.curriculum.phases:
+        settings["curriculum.phases"] = json.dumps([_briefly(phase) for phase in config.curriculum.phases])
     if config.data.train:
         train, valid = problems_of_files(config)
         # a small file is read several times over
@@ -103,6 +106,10 @@ def _pilot_run(training: Training, folder: Path) -> Training:
             write_problems(path.with_suffix(f".{name}.jsonl"), problems)
     overrides = [*training.overrides, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
     return Training(training.name, training.recipe, overrides, read_recipe(training.recipe, overrides), RunFolder(path))
+
+
+def _briefly(phase: Phase) -> dict[str, Any]:
+    return {**asdict(phase), "epochs": _EPOCHS, "advance_at": None}
 
 
 def _scale_up(whole: Training, little: Training) -> Estimate:

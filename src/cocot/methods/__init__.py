@@ -8,9 +8,10 @@ Read next: `methods/base.py`, the interface.
 from __future__ import annotations
 
 from cocot.methods.base import CROSS_ENTROPY, METHODS, CurriculumConfig, Method, OneStage, Stage, register
+from cocot.methods.phases import Phase
 
 # Every method that comes with cocot, in the order of the paper's Table 1; importing one registers it.
-from cocot.methods import chain_of_thought, icot, pause, coconut  # isort: skip
+from cocot.methods import chain_of_thought, icot, pause, coconut, frontier  # isort: skip
 
 __all__ = [
     "CROSS_ENTROPY",
@@ -18,9 +19,11 @@ __all__ = [
     "CurriculumConfig",
     "Method",
     "OneStage",
+    "Phase",
     "Stage",
     "chain_of_thought",
     "coconut",
+    "frontier",
     "icot",
     "pause",
     "register",

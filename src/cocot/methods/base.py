@@ -20,14 +20,15 @@ Read next: `methods/coconut.py`; `data/examples.py` (a method's problems in toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cocot.errors import ConfigError
+from cocot.methods.phases import Phase
 from cocot.registry import Registry
-from cocot.settings.typed import check_numbers, number
+from cocot.settings.typed import check_numbers, choose, number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,12 +47,14 @@ class Stage:
         index: The paper's k: steps (icot: portions of tokens) removed, and thoughts divided by thoughts_per_step.
         is_final: Whether no text steps are left, however many a problem has.
         num_epochs: Epochs at most.
+        mixture: Stages that its examples are drawn from, each with its weight; empty for the stage itself.
     """
 
     name: str
     index: int
     is_final: bool
     num_epochs: int
+    mixture: tuple[tuple[Stage, float], ...] = ()
 
 
 class Method:
@@ -68,6 +71,7 @@ class Method:
         shares_first_stage: Whether a stage that removes nothing is the same training as that of the other methods
             that say so and that agree on having a filler: `cocot compare` then trains it once. Each class says so for
             itself: a subclass, which may change anything, does not inherit it.
+        reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
     """
 
     name: str = ""
@@ -77,6 +81,7 @@ class Method:
     needs_steps: bool = True
     keeps_modules: bool = False
     shares_first_stage: bool = False
+    reads_frontiers: bool = False
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:
         """The stages of a run, in order: words, then one more step removed at each, then no words at all."""
@@ -84,6 +89,10 @@ class Method:
         first = Stage("stage_0", 0, False, config.num_first_epochs)
         final = Stage("final", config.max_stage, True, config.final_epochs)
         return [stage for stage in (first, *later, final) if stage.num_epochs > 0]
+
+    def stage_for(self, stage: Stage, config: CurriculumConfig) -> Stage:
+        """What the method does in a phase for which the recipe names `stage`: all methods see a phase's problems."""
+        return stage
 
     def steps_left(
         self, steps: Sequence[Sequence[int]], index: int, config: CurriculumConfig, chance: Random
@@ -147,6 +156,10 @@ class OneStage(Method):
         """The final stage alone."""
         return [Stage("final", config.max_stage, True, config.num_epochs)]
 
+    def stage_for(self, stage: Stage, config: CurriculumConfig) -> Stage:
+        """The final stage in every phase."""
+        return replace(stage, index=config.max_stage, is_final=True, mixture=())
+
 
 METHODS: Registry[Method] = Registry("method", "cocot.methods")
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -167,13 +180,14 @@ class CurriculumConfig:
             pause_as_thought, or one that was registered.
         thoughts_per_step: Thoughts that replace one step (the paper's c).
         max_stage: Last stage that removes one step more than the stage before it.
-        epochs_per_stage: Epochs of each of the stages 1 to max_stage; or a list of them, one a stage.
+        epochs_per_stage: Epochs of each of the stages 1 to max_stage, or a list of them, one a stage; 0 for no stage.
         first_epochs: Epochs of stage 0, the chain of thought in words; null for as many as stage 1.
         final_epochs: Epochs of the final stage, which keeps no text steps; 0 for no such stage.
         pad_thoughts: Whether a problem with fewer steps than the stage still gets all the stage's thoughts.
         stage_mix: Probability that an example is encoded at an earlier stage, drawn uniformly.
         advance_at: Validation accuracy at which a stage ends early; the epochs it leaves go to the last stage, so every
             method sees the same number of problems. null: stages end by epochs alone.
+        phases: Phases before the stages, in order: on easier problems, at any stage or mixture of stages.
         start_marker: Whether `<|start-latent|>` stands before the thoughts. A very small model learns sooner when
             the first thought follows the last token of the question directly.
         icot_tokens_per_stage: Tokens that each stage of icot removes.
@@ -183,12 +197,13 @@ class CurriculumConfig:
     method: str = "coconut"
     thoughts_per_step: int = number(1, low=1, high=_MOST)
     max_stage: int = number(6, low=0, high=10_000)
-    epochs_per_stage: int | list[int] = number(5, low=1, high=_MOST)
+    epochs_per_stage: int | list[int] = number(5, low=0, high=_MOST)
     first_epochs: int | None = number(None, low=0, high=_MOST)
     final_epochs: int = number(0, low=0, high=_MOST)
     pad_thoughts: bool = True
     stage_mix: float = number(0.0, low=0, high=1)
     advance_at: float | None = number(None, low=0, high=1)
+    phases: list[Phase] = field(default_factory=list)
     start_marker: bool = True
     icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
     icot_smoothing: float = number(4.0, above=0, high=1e12)
@@ -202,7 +217,42 @@ class CurriculumConfig:
                 f"{self.max_stage} of them, one for each of the stages 1 to max_stage."
             )
         if not any(stage.num_epochs for stage in method.stages(self)):
-            raise ConfigError("the curriculum has no epochs; set max_stage, first_epochs or final_epochs above 0.")
+            raise ConfigError(
+                "the curriculum has no stage with epochs after its phases; set epochs_per_stage, first_epochs or "
+                "final_epochs above 0."
+            )
+        names = list(self._stages_by_name)
+        for index, phase in enumerate(self.phases):
+            self._check_phase(phase, f"curriculum.phases[{index}]", names)
+            names.append(phase.name)
+
+    def _check_phase(self, phase: Phase, where: str, taken: Sequence[str]) -> None:
+        if phase.name in taken:
+            raise ConfigError(f"{where}.name is {phase.name!r}, as another phase or stage is called; choose another.")
+        known = self._stages_by_name
+        if unknown := [name for name in phase.stages if name not in known]:
+            raise ConfigError(f"{where}.stages names {unknown[0]!r}; {choose(unknown[0], known)}")
+        other = METHODS[phase.method or self.method]
+        if other.filler != self.chosen.filler or (phase.method and type(other).modules is not Method.modules):
+            raise ConfigError(
+                f"{where}.method is {phase.method!r}, which does not think as {self.method!r} does; name a method with "
+                f"the same token in the place of a thought ({self.chosen.filler}) and without modules of its own."
+            )
+
+    @property
+    def _stages_by_name(self) -> dict[str, Stage]:
+        """Every stage that a phase can name; without epochs."""
+        stages = [Stage(f"stage_{index}", index, False, 0) for index in range(self.max_stage + 1)]
+        return {stage.name: stage for stage in (*stages, Stage("final", self.max_stage, True, 0))}
+
+    def stage_of(self, phase: Phase) -> Stage:
+        """A phase as a stage of the method: it is asked to answer as at the last of the stages that it mixes."""
+        known = self._stages_by_name
+        parts = tuple((known[name], weight) for name, weight in phase.stages.items())
+        mixture = tuple((self.chosen.stage_for(stage, self), weight) for stage, weight in parts)
+        last = max(parts, key=lambda part: (part[0].is_final, part[0].index))[0]
+        whole = replace(last, name=phase.name, num_epochs=phase.epochs, mixture=mixture if len(mixture) > 1 else ())
+        return self.chosen.stage_for(whole, self)
 
     @property
     def chosen(self) -> Method:
@@ -227,7 +277,7 @@ class CurriculumConfig:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of all stages: as many for every method."""
+        """Epochs of all stages after the phases: as many for every method."""
         return self.num_first_epochs + sum(self.stage_epochs) + self.final_epochs
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cocot.methods.base import CurriculumConfig, Method, OneStage, Stage, register
 
 
@@ -17,6 +19,10 @@ class ChainOfThought(Method):
     def stages(self, config: CurriculumConfig) -> list[Stage]:
         """The first stage alone."""
         return [Stage("stage_0", 0, False, config.num_epochs)]
+
+    def stage_for(self, stage: Stage, config: CurriculumConfig) -> Stage:
+        """All words in every phase."""
+        return replace(stage, index=0, is_final=False, mixture=())
 
 
 @register

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from types import MethodType
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -27,6 +28,7 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError
 from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.forward_call import ForwardCall
+from cocot.modeling.own_head import logits_of
 from cocot.modeling.recurrence import ThoughtHook
 from cocot.modeling.self_test import Passes, find_passes
 from cocot.modeling.special_tokens import add_tokens, suppress, token_id
@@ -114,6 +116,19 @@ class Thoughts:
             return call.run_bare(use_cache, logits_to_keep)
         call.check(columns, is_planned=latent_columns is not None)
         return call.run(columns, thought_hook, loss_positions, logits_to_keep)
+
+    def thought_logits(self, thoughts: Sequence[Tensor]) -> Tensor:
+        """What thoughts say when they are read through the model's own head.
+
+        Args:
+            thoughts: As a `thought_hook` is given them, each (rows, examples of a row, width), all of one shape.
+
+        Returns:
+            (examples, thoughts, vocabulary).
+        """
+        hidden = torch.stack([thought.flatten(0, 1) for thought in thoughts], dim=1)
+        forward = super(Thoughts, type(self)).forward  # type: ignore[misc]
+        return logits_of(self, forward, hidden)
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

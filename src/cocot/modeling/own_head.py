@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from cocot.modeling.recurrence import decoder_of
 
@@ -41,6 +42,29 @@ def run_head(model: Any, forward: Callable[..., Any], decoder_output: Any, **kwa
     return forward(
         _with(model, path, given), inputs_embeds=decoder_output.last_hidden_state, return_dict=True, **kwargs
     )
+
+
+def logits_of(model: Any, forward: Callable[..., Any], hidden: Tensor) -> Tensor:
+    """What the head makes of hidden states alone.
+
+    Args:
+        model: A causal language model.
+        forward: The `forward` of its class, as a function of the model.
+        hidden: After the decoder's final norm, (batch, columns, width).
+
+    Returns:
+        (batch, columns, vocabulary).
+    """
+    logits: Tensor = run_head(model, forward, _HiddenStates(last_hidden_state=hidden)).logits
+    return logits
+
+
+class _HiddenStates(BaseModelOutputWithPastAndCrossAttentions):
+    """What any decoder returns, of which only the last hidden states are known: classes pass on the rest as it is."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def _with(module: nn.Module, path: str, part: nn.Module) -> nn.Module:

@@ -19,25 +19,6 @@ _MOST = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class WarmupConfig:
-    """A stage before the first: like the method's own first stage, on easier problems.
-
-    Attributes:
-        generate: Settings that replace those of `data.generate`, for example `{width: 1}`.
-        epochs: Epochs at most.
-        advance_at: Accuracy on easier problems at which it ends early; the epochs it leaves go to the last stage.
-    """
-
-    generate: dict[str, Any] = field(default_factory=dict)
-    epochs: int = number(1, low=0, high=_MOST)
-    advance_at: float | None = number(None, low=0, high=1)
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "data.warmup")
-        _check_generate("data.warmup.generate", self.generate)
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Problems to learn from and to validate on; never test problems.
 
@@ -52,7 +33,6 @@ class DataConfig:
         fresh: Whether every epoch generates new problems.
         generate: Settings of the task's generator.
         valid_generate: Settings that replace those of `generate` for validation.
-        warmup: An easier stage before the first, or null.
     """
 
     task: str = "prosqa"
@@ -64,7 +44,6 @@ class DataConfig:
     fresh: bool = False
     generate: dict[str, Any] = field(default_factory=dict)
     valid_generate: dict[str, Any] = field(default_factory=dict)
-    warmup: WarmupConfig | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self, "data")
@@ -72,8 +51,6 @@ class DataConfig:
         _check_generate("data.valid_generate", self.valid_generate)
         if self.fresh and self.train:
             raise ConfigError("data.fresh generates problems and data.train reads a file; set one of the two.")
-        if self.warmup and self.train:
-            raise ConfigError("data.warmup generates easier problems; it does not go with a data.train file.")
 
 
 @dataclass(frozen=True)
@@ -163,5 +140,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "")
+        generating = [phase.name for phase in self.curriculum.phases if phase.generate or phase.earlier]
+        if generating and self.data.train:
+            raise ConfigError(
+                f"the phase {generating[0]} generates problems or reads earlier ones, and data.train reads a file; set "
+                "data.train null, or leave generate and earlier out of curriculum.phases."
+            )
         if self.model.lora and self.train.optimizer == "muon":
             raise ConfigError("train.optimizer muon is for a model's own matrices; with model.lora take adamw.")

@@ -52,9 +52,20 @@ def read_recipe(recipe: Recipe, overrides: Overrides = ()) -> RunConfig:
         pairs = _flat(overrides)
     else:
         pairs = ((name, _value(name, text)) for name, text in _pairs(overrides))
+    _warmup_as_phase(values)
     for name, value in pairs:
         _set(values, name, value)
     return build(RunConfig, values)
+
+
+def _warmup_as_phase(values: dict[str, Any]) -> None:
+    """Read `data.warmup`, as recipes and runs of before version 0.3 have it, as the phase that it was."""
+    data = values.get("data")
+    warmup = data.pop("warmup", None) if isinstance(data, dict) else None
+    if isinstance(warmup, dict) and warmup.get("epochs") != 0:
+        rates = (values.get("train") or {}).get("stage_learning_rate") or {}
+        phase = {"name": "warmup", "stages": {"stage_0": 1.0}, **warmup, "learning_rate": rates.pop("warmup", 1.0)}
+        _set(values, "curriculum.phases", [phase])
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

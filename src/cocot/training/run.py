@@ -147,7 +147,7 @@ class RunInProgress:
         self.batches = split_batch(config.train.batch_size, config.train.device_batch_size, world_size())
         self.stages = plan(config)
         self.data = prepare_data(config)
-        self.first_problems = self.data.train(self.stages[0], 0)
+        self.first_problems = [problem for part in self.data.train(self.stages[0], 0) for problem in part.problems]
         num_batches(config, len(self.first_problems))
         self.sample = vocabulary_sample(self.data, self.stages)
 
@@ -221,11 +221,12 @@ class RunInProgress:
             DataError: so long an answer does not fit behind its question, or a validation problem cannot be encoded.
         """
         count, asked = num_thoughts(self.config, planned.stage), self.config.train.eval_max_new_tokens
-        encoder, valid = self.encoder, self.data.valid
+        encoder, valid = self.encoder, self.data.valid_of(planned)
         prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in valid)
         longest, limit = max(map(len, prompts)), context_length(self.model)
         plain = Encoder(replace(self.config.curriculum, stage_mix=0.0), encoder.tokenizer)
-        examples = (plain(tokenize(item, encoder.tokenizer), planned.stage, Random(0)) for item in valid)
+        stage = replace(planned.stage, mixture=())
+        examples = (plain(tokenize(item, encoder.tokenizer), stage, Random(0)) for item in valid)
         expected = max(len(example.input_ids) - example.prompt_length for example in examples)
         wanted = expected if asked is None else asked
         if limit is not None and longest + wanted > limit:
@@ -242,10 +243,10 @@ class RunInProgress:
     def _stage_data(self, planned: PlannedStage) -> StageData:
         return StageData(
             self.encoder,
-            planned.stage,
             f"{self.config.seed}/{planned.stage.name}",
             lambda epoch: self.data.train(planned, epoch),
             context_length(self.model),
+            tasks.get(self.config.data.task).frontiers if planned.method.reads_frontiers else None,
         )
 
     def _train_stage(self) -> None:
@@ -274,11 +275,11 @@ class RunInProgress:
         earlier = self.run.path / self.run.finished_stages()[-1]["checkpoint"] if keeps_moments else None
         return StageJob(
             planned=planned,
-            method=self.config.curriculum.chosen,
+            method=planned.method,
             data=self._stage_data(planned),
             validation=Validation(
                 tasks.get(self.config.data.task),
-                self.data.valid,
+                self.data.valid_of(planned),
                 num_thoughts(self.config, planned.stage),
                 self.longest_answer(planned),
             ),

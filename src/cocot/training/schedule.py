@@ -15,7 +15,7 @@ from typing import Any
 from cocot.data.encoding import tokenize
 from cocot.data.examples import IGNORED, Encoder
 from cocot.errors import ConfigError, DataError
-from cocot.methods import Method, Stage
+from cocot.methods import METHODS, Method, Phase, Stage
 from cocot.system.console import align
 from cocot.tasks.files import read_problems, set_aside
 from cocot.tasks.problem import Problem
@@ -31,12 +31,18 @@ class PlannedStage:
         generate: The generator's settings for its problems.
         learning_rate_factor: Factor of every learning rate.
         advance_at: Validation accuracy that ends it early; None for epochs alone.
+        method: Whose loss it has.
+        phase: The phase of the recipe that it is; None for a stage of the method's own schedule.
+        before: The phases before this one, where problems of theirs are mixed in.
     """
 
     stage: Stage
     generate: dict[str, Any]
     learning_rate_factor: float
     advance_at: float | None
+    method: Method
+    phase: Phase | None = None
+    before: tuple[PlannedStage, ...] = ()
 
     def is_over(self, num_epochs: float, accuracy: float) -> bool:
         """Whether the stage ends after that many epochs, with that validation accuracy."""
@@ -62,34 +68,47 @@ class Batches:
 
 
 def plan(config: RunConfig) -> list[PlannedStage]:
-    """The stages of a run, the warm-up first; the last one always ends by epochs.
+    """The stages of a run, its phases first; the last one always ends by epochs.
 
     Raises:
         ConfigError: `train.stage_learning_rate` names a stage that the run does not have.
     """
     stages = config.curriculum.stages
-    planned = [
+    planned = _phases(config)
+    planned += [
         PlannedStage(
             stage,
             config.data.generate,
             config.train.stage_learning_rate.get(stage.name, 1.0),
             config.curriculum.advance_at if stage is not stages[-1] else None,
+            config.curriculum.chosen,
         )
         for stage in stages
     ]
-    warmup = config.data.warmup
-    if warmup and warmup.epochs:
-        first = replace(stages[0], name="warmup", num_epochs=warmup.epochs)
-        factor = config.train.stage_learning_rate.get("warmup", 1.0)
-        easier = {**config.data.generate, **warmup.generate}
-        planned.insert(0, PlannedStage(first, easier, factor, warmup.advance_at))
     # a recipe serves every method, so it may name stages that only some of them have
-    every = {"warmup", "final", *(f"stage_{index}" for index in range(config.curriculum.max_stage + 1))}
+    every = {"final", *(f"stage_{index}" for index in range(config.curriculum.max_stage + 1))}
     unknown = sorted(set(config.train.stage_learning_rate) - every)
     if unknown:
         raise ConfigError(
             f"train.stage_learning_rate names {unknown}; the stages of this run are "
             f"{[item.stage.name for item in planned]}."
+        )
+    return planned
+
+
+def _phases(config: RunConfig) -> list[PlannedStage]:
+    planned: list[PlannedStage] = []
+    for phase in config.curriculum.phases:
+        planned.append(
+            PlannedStage(
+                config.curriculum.stage_of(phase),
+                {**config.data.generate, **phase.generate},
+                phase.learning_rate,
+                phase.advance_at,
+                METHODS[phase.method] if phase.method else config.curriculum.chosen,
+                phase,
+                tuple(planned) if phase.earlier else (),
+            )
         )
     return planned
 
@@ -106,8 +125,13 @@ def num_shared_stages(first: RunConfig, second: RunConfig) -> int:
     if methods[0] is not methods[1] and not all(map(_shares_first_stage, methods)):
         return 0
     pairs = zip(plan(first), plan(second), strict=False)
-    same = (mine == other and mine.stage.index == 0 and not mine.stage.is_final for mine, other in pairs)
-    return sum(takewhile(bool, same))
+    return sum(takewhile(bool, (_is_same_work(mine, other) for mine, other in pairs)))
+
+
+def _is_same_work(mine: PlannedStage, other: PlannedStage) -> bool:
+    """Whether two methods train alike at a stage: it removes nothing, and neither has a loss of its own there."""
+    whole = replace(mine, method=other.method) == other and mine.stage.index == 0 and not mine.stage.is_final
+    return whole and (mine.method is other.method or all(_shares_first_stage(item.method) for item in (mine, other)))
 
 
 def _shares_first_stage(method: Method) -> bool:
@@ -198,7 +222,7 @@ def describe_plan(config: RunConfig, num_problems: int) -> str:
                 stage.name,
                 f"{epoch + 1}-{epoch + stage.num_epochs}",
                 str(num_thoughts(config, stage)),
-                config.curriculum.chosen.describe_left(stage, config.curriculum),
+                describe_left(config, stage),
                 f"{config.train.learning_rate * item.learning_rate_factor:g}",
                 f"{steps_per_epoch * config.train.batch_size * stage.num_epochs:,}",
                 f"{steps_per_epoch * stage.num_epochs:,}",
@@ -214,13 +238,28 @@ def num_thoughts(config: RunConfig, stage: Stage) -> int:
     return curriculum.chosen.num_thoughts(stage.index, stage.index, curriculum)
 
 
-def describe_encoding(config: RunConfig, problem: Problem, tokenizer: Any) -> str:
-    """One problem at every stage, token by token; what is learned stands in [brackets]."""
+def describe_left(config: RunConfig, stage: Stage) -> str:
+    """What a stage leaves of the written chain; of a mixture, each part with its share."""
+    method, whole = config.curriculum.chosen, sum(weight for _, weight in stage.mixture)
+    if not stage.mixture:
+        return method.describe_left(stage, config.curriculum)
+    parts = [(method.describe_left(part, config.curriculum), weight / whole) for part, weight in stage.mixture]
+    return ", ".join(f"{left} ({share:.0%})" for left, share in parts)
+
+
+def describe_encoding(config: RunConfig, problems: Sequence[Problem], tokenizer: Any) -> str:
+    """One problem of each stage, token by token; what is learned stands in [brackets].
+
+    Args:
+        config: The recipe.
+        problems: A problem for each stage of the plan.
+        tokenizer: The run's.
+    """
     encoder = Encoder(replace(config.curriculum, stage_mix=0.0), tokenizer)
-    pieces = tokenize(problem, tokenizer)
     blocks = []
-    for item in plan(config):
-        example = encoder(pieces, item.stage, Random(0))
+    for item, problem in zip(plan(config), problems, strict=True):
+        stage = replace(item.stage, mixture=())
+        example = encoder(tokenize(problem, tokenizer), stage, Random(0))
         words = [
             name if label == IGNORED else f"[{name}]"
             for name, label in zip(_names(example.input_ids, tokenizer), example.labels, strict=True)

@@ -1,0 +1,65 @@
+"""Frontier: Coconut whose every thought is also asked what is known by then.
+
+Beside the cross-entropy, each thought is read through the model's own head, and minus the log of the probability that
+falls on the *set* of right words is minimised. For a search in a graph, the set after k thoughts is all nodes that are
+k steps from the root: the frontier of a breadth-first search. One set says nothing of which branch is taken, so that a
+thought may hold them all. The paper has no such term; arXiv 2509.23365 has it for the last thought only.
+
+Tasks give the sets (`Task.frontiers`); a problem for which its task says nothing is trained on as Coconut does.
+Read next: `methods/base.py`; `data/thought_targets.py` (the sets of a batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cocot.methods.base import CROSS_ENTROPY, Method, register
+from cocot.methods.tokens import LATENT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FRONTIER = "frontier"
+"""The name of the term: minus the log of the probability of a set, mean over the thoughts that have one."""
+
+
+@register
+class Frontier(Method):
+    """Coconut with a loss on every thought."""
+
+    name = "frontier"
+    summary = "coconut whose every thought is also trained to name what is known by then"
+    filler = LATENT
+    shares_first_stage = True
+    reads_frontiers = True
+
+    def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The cross-entropy, and the term of the thoughts where any of the batch has a set."""
+        thoughts: list[Tensor] = []
+
+        def keep(number: int, thought: Tensor) -> Tensor:
+            thoughts.append(thought)
+            return thought
+
+        terms = {CROSS_ENTROPY: run(thought_hook=keep).loss}
+        targets = batch.get("thought_targets")
+        if targets is not None:
+            terms[FRONTIER] = set_loss(model.thought_logits(thoughts), targets)
+        return terms
+
+
+def set_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the log of the probability of sets of tokens, mean over the sets that are not empty.
+
+    Args:
+        logits: (examples, thoughts, vocabulary).
+        targets: Token ids of each set, (examples, thoughts, most), int64; -100 where a set has no more.
+
+    Returns:
+        A number, float32.
+    """
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    is_id = targets >= 0
+    of_ids = log_probabilities.gather(2, targets.clamp(min=0)).masked_fill(~is_id, float("-inf"))
+    return -of_ids[is_id.any(dim=-1)].logsumexp(dim=-1).mean()
