@@ -59,7 +59,7 @@ def read_recipe(recipe: Recipe, overrides: Overrides = ()) -> RunConfig:
 
 
 def _warmup_as_phase(values: dict[str, Any]) -> None:
-    """Read `data.warmup`, as recipes and runs of before version 0.3 have it, as the phase that it was."""
+    """Read `data.warmup`, as older recipes and runs have it, as the phase that it was."""
     data = values.get("data")
     warmup = data.pop("warmup", None) if isinstance(data, dict) else None
     if isinstance(warmup, dict) and warmup.get("epochs") != 0:
