@@ -177,8 +177,9 @@ Made by `make models` with transformers {version}; do not edit. Every class of t
 and with random weights, against the definition: logits alone and in a padded batch, what its thoughts say, the loss,
 all gradients, and greedy generation. *Difference* is the largest of these, relative to the largest entry. *Training*
 and *inference* say how the passes of a sequence with thoughts run: `shared` is the fast path, `cached` continues the
-cache of the passes before, and `recomputed` reads everything before a thought again: slower, but right where a cache cannot be
-continued or not be differentiated. A refused class gets a `ModelError` with the reason, before anything is trained.
+cache of the passes before, and `recomputed` reads everything before a thought again: slower, but right where a cache
+cannot be continued or not be differentiated. A refused class gets a `ModelError` with the reason, before anything is
+trained.
 
 {equal} of {total} types are equal, {refused} are refused, {absent} were not built.
 
