@@ -6,7 +6,7 @@
         - { name: two_hops, stages: { stage_1: 1, stage_2: 3 }, generate: { hops: 2 }, epochs: 9, earlier: 0.3 }
 
 A small model learns a long search only step by step: small graphs first, then larger ones, then one hop more at a time
-(docs/recipes.md). Every method goes through the same phases on the same problems.
+(docs/methods.md). Every method goes through the same phases on the same problems.
 Read next: `methods/base.py` (stages), `training/schedule.py` (phases, then stages: the plan of a run).
 """
 
