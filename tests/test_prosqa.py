@@ -554,13 +554,35 @@ def test_balanced_noise_is_uniform_over_families_and_inner_nodes():
     assert all(abs(count - 1500) / error < MAX_Z for count in parents.values())
 
 
+@pytest.mark.parametrize("sizes", [{}, *CURRICULA], ids=str)
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_swapping_the_entity_swaps_the_answer(rendering):
+def test_swapping_the_entity_swaps_the_answer(rendering, sizes):
     """Asking the other root makes the other option the answer: none can be read off without the entity."""
-    for problem in made(2000, "balanced", rendering)[:300]:
+    for problem in TASK.generate(300, seed=0, mode="balanced", rendering=rendering, **sizes):
         graph = problem.graph
         swapped, _ = solve(problem.question, root=graph.symbols[1 - graph.root])
         assert swapped == graph.symbols[graph.distractor]
+
+
+def test_balanced_with_parents_and_hops_has_every_graph_as_often_as_its_mirror():
+    """A question comes as often with the families exchanged, and as often with the other root (chi-square)."""
+    sizes = {"layers": 2, "width": 2, "parents": [1, 2], "hops": [1, 2]}
+    counts = Counter()
+    for problem in TASK.generate(40_000, seed=13, mode="balanced", rendering="symbolic", **sizes):
+        graph = problem.graph
+        counts[frozenset(graph.edges), graph.root, graph.target, graph.distractor] += 1
+    assert len(counts) == 3**4 * 8 * 2  # parents of each of 4 nodes, pairs of options, roots
+    other_family = dict(enumerate((1, 0, 4, 5, 2, 3, 8, 9, 6, 7)))
+    mirrored, swapped = Counter(), Counter()
+    for (edges, *asked), count in counts.items():
+        root, target, distractor = asked
+        mirror = frozenset((other_family[source], other_family[node]) for source, node in edges)
+        mirrored[mirror, *(other_family[node] for node in asked)] = count
+        swapped[edges, 1 - root, distractor, target] = count
+    for others in (mirrored, swapped):
+        # each pair of cases stands in the sum twice
+        chi_square = sum((counts[case] - others[case]) ** 2 / (counts[case] + others[case]) for case in counts) / 2
+        assert chi_square < len(counts) / 2 + MAX_Z * math.sqrt(len(counts))
 
 
 def test_the_question_without_its_entity_says_nothing():
@@ -763,6 +785,12 @@ def test_generated_problems_in_another_rendering(rendering):
     """A problem of either rendering can be written in either."""
     for problem in (*made(2000, "released")[:20], *made(2000, "balanced", "symbolic")[:20]):
         check_rendered(problem, rendering)
+
+
+def test_each_problem_is_rendered_with_names_of_its_own():
+    """Problems of one graph size and one seed do not get the same names in the same order."""
+    problems = made(2000, "balanced")[:50]
+    assert len({TASK.render(problem, "symbolic", seed=0).graph.symbols for problem in problems}) == 50
 
 
 def test_what_cannot_be_rendered_is_refused():

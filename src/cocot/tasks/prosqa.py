@@ -146,7 +146,7 @@ def _shortcut(graph: Graph, in_degrees: Counter[int]) -> float:
 
 
 def _statistics(index: int, problem: Problem) -> dict[str, float]:
-    """The row of one problem; `ProsQA.report` averages them."""
+    """The row of one problem; `ProsQA.statistics` averages them."""
     graph = problem.graph
     if graph is None or graph.root not in (0, 1):
         raise DataError(
