@@ -71,13 +71,13 @@ def describe_training(recipe: Recipe, **overrides: Any) -> str:
     config = configured(recipe, overrides)
     data = prepare_data(config)
     stages = plan(config)
-    problems = [data.train(planned, 0)[0].problems for planned in stages]
-    longest = [max(own, key=lambda problem: len(problem.steps)) for own in problems]
-    longest = [own if planned.phase else longest[-1] for planned, own in zip(stages, longest, strict=True)]
+    problems = data.train(stages[-1], 0)[0].problems
+    kinds = [data.train(planned, 0)[0].problems if planned.phase else problems for planned in stages]
+    longest = [max(own, key=lambda problem: len(problem.steps)) for own in kinds]
     tokenizer = prepare_tokenizer(config, vocabulary_sample(data, stages))
     head = f"method {config.curriculum.method}: {config.curriculum.chosen.summary}\n"
     note = [data.note] if data.note else []
-    schedule = [describe_plan(config, len(problems[-1])), *note, ""]
+    schedule = [describe_plan(config, len(problems)), *note, ""]
     return "\n".join([head, *schedule, describe_encoding(config, longest, tokenizer)])
 
 
