@@ -483,6 +483,15 @@ def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: s
         check_fsdp(plugin, tiny_config())
 
 
+@pytest.mark.parametrize("curriculum", [{"method": "frontier"}, {"phases": PHASES}])
+def test_a_loss_on_thoughts_is_refused_under_fsdp(curriculum: dict[str, Any]) -> None:
+    """It reads the head outside of a forward pass; of a run and of a phase."""
+    plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=False)
+    check_fsdp(plugin, tiny_config())
+    with pytest.raises(ConfigError, match="does not go with FSDP"):
+        check_fsdp(plugin, tiny_config(curriculum=curriculum))
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("before", "after"), [("fsdp", "one"), ("one", "fsdp")])

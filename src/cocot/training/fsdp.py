@@ -17,6 +17,7 @@ from torch import nn
 
 from cocot.errors import ConfigError
 from cocot.training.config import RunConfig
+from cocot.training.schedule import plan
 
 
 def uses_fsdp() -> bool:
@@ -43,6 +44,8 @@ def check_fsdp(plugin: Any, config: RunConfig) -> None:
         )
     if config.model.lora is not None:
         raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
+    if any(planned.method.reads_frontiers for planned in plan(config)):
+        raise ConfigError("a loss on every thought (frontier) does not go with FSDP yet; leave --use_fsdp out for DDP.")
 
 
 def shares_weights() -> bool:
