@@ -21,10 +21,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from cocot.data.examples import IGNORED, Example
+from cocot.data.shared_reading import Layout, find_layout, shared_tensors
 from cocot.data.thought_targets import THOUGHT_TARGETS, thought_targets
 
 
-def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits: int = 0) -> dict[str, Any]:
+def collate(
+    examples: Sequence[Example], pad_id: int, latent_id: int, num_splits: int = 0, shares_reading: bool = False
+) -> dict[str, Any]:
     """Put examples into one end-aligned batch.
 
     Args:
@@ -33,12 +36,19 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
         latent_id: The placeholder of a thought.
         num_splits: Places at least where passes part, thoughts or not: processes that hold a model together must run
             its layers equally often, whatever thoughts their batches have.
+        shares_reading: Whether consecutive examples that begin with the same tokens may share a row, where that leaves
+            at most three quarters of the positions; not with `num_splits`.
 
     Returns:
         `input_ids`, `attention_mask` (0 at padding) and `labels` (-100 at padding), each (batch, columns), int64;
         `latent_columns`, the columns that hold a thought in any row, as numbers, with others for `num_splits`; and
-        `loss_positions`, as `label_positions` gives it.
+        `loss_positions`, as `label_positions` gives it. Where rows are shared also `shared_reading`: columns that the
+        questions of a row share, and questions a row (`data/shared_reading.py`); then `latent_columns` has the first
+        column of each group of columns, and `loss_positions` counts the columns behind the shared ones.
     """
+    layout = find_layout(examples, latent_id) if shares_reading else None
+    if layout is not None:
+        return _shared(examples, layout, pad_id, latent_id)
     before = max(example.prompt_length for example in examples)
     after = max(len(example.input_ids) - example.prompt_length for example in examples)
     before = max(before, num_splits + 1 - after)  # the first column is no split
@@ -66,6 +76,27 @@ def collate(examples: Sequence[Example], pad_id: int, latent_id: int, num_splits
     }
 
 
-def label_positions(labels: Tensor) -> Tensor:
-    """Where the next token has a loss: positions in the flattened (batch x columns) of `labels`, int64, ascending."""
-    return (functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED).flatten().nonzero().flatten()
+def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id: int) -> dict[str, Any]:
+    input_ids, attention_mask, labels = shared_tensors(examples, layout, pad_id)
+    start, distance = layout.num_shared, layout.num_questions
+    in_any_row = (input_ids[:, start:] == latent_id).any(dim=0)
+    is_latent = in_any_row.reshape(-1, distance).any(dim=1)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "latent_columns": (start + distance * is_latent.nonzero().flatten()).tolist(),
+        "loss_positions": label_positions(labels[:, start:], distance),
+        "shared_reading": (start, distance),
+    }
+
+
+def label_positions(labels: Tensor, distance: int = 1) -> Tensor:
+    """Where the next token has a loss: positions in the flattened (batch x columns) of `labels`, int64, ascending.
+
+    Args:
+        labels: -100 where there is no loss, (batch, columns).
+        distance: Columns from a token to the next one.
+    """
+    has_loss = functional.pad(labels[:, distance:], (0, distance), value=IGNORED) != IGNORED
+    return has_loss.flatten().nonzero().flatten()

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from torch.utils.data import Dataset
 
 from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
 from cocot.data.examples import Encoder, Example
+from cocot.data.shared_reading import num_common
 from cocot.errors import DataError
 from cocot.methods import Stage
 from cocot.tasks.problem import Problem
@@ -31,6 +33,10 @@ class StageData(Dataset[Example]):
 
     What is read depends on the seed, the epoch and the index alone, so that a resumed run sees what an uninterrupted
     one would.
+
+    Attributes:
+        epoch: Whose problems it holds.
+        group_size: Consecutive problems that ask about one text, the same number in all groups of the epoch; else 1.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class StageData(Dataset[Example]):
             return
         self._portions = [(portion, list(map(self._tokenize, portion.problems))) for portion in portions]
         self._problems = [(problem, portion.stage) for portion, cut in self._portions for problem in cut]
+        self.group_size = _group_size([problem.question for problem, _ in self._problems])
         self._check_steps()
         if self._max_length is not None:
             self._check_lengths(self._max_length)
@@ -111,3 +118,15 @@ class StageData(Dataset[Example]):
                 f"{too_long} of {len(lengths)} problems are longer than the model's context of {max_length} tokens "
                 f"(the longest takes {max(lengths)}, thoughts included). Remove them, or take a longer context."
             )
+
+
+def _group_size(questions: Sequence[Sequence[int]]) -> int:
+    """How long the runs of questions are that begin alike, by half of the shorter one at least; 1 where they differ."""
+    starts = [0, *(index for index in range(1, len(questions)) if not _begin_alike(*questions[index - 1 : index + 1]))]
+    sizes = {end - start for start, end in pairwise([*starts, len(questions)])}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _begin_alike(first: Sequence[int], second: Sequence[int]) -> bool:
+    shorter = min(len(first), len(second))
+    return 2 * num_common(first, second, shorter) >= shorter

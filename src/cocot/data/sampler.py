@@ -27,7 +27,9 @@ class EpochSampler(Sampler[int]):
     another handful of problems every epoch.
     """
 
-    def __init__(self, data: StageData, seed: str, batch_size: int, by_length: bool) -> None:
+    def __init__(
+        self, data: StageData, seed: str, batch_size: int, by_length: bool, device_batch_size: int = 1
+    ) -> None:
         """Sample from `data`.
 
         Args:
@@ -35,7 +37,10 @@ class EpochSampler(Sampler[int]):
             seed: Names the stream of chance.
             batch_size: Problems an optimizer step.
             by_length: Whether problems of like lengths share a batch.
+            device_batch_size: Problems that a device reads at once. Those whose questions begin alike stay side by
+                side in one such batch, if it holds whole groups of them.
         """
+        self._device_batch_size = device_batch_size
         self._data, self._seed, self._batch_size, self._by_length = data, seed, batch_size, by_length
         self._length = len(data) // batch_size * batch_size
 
@@ -45,18 +50,32 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The order of the data's current epoch."""
-        chance = random.Random(f"{self._seed}/order/{self._data.epoch}")
-        order = list(range(len(self._data)))
+        chance, size = random.Random(f"{self._seed}/order/{self._data.epoch}"), self._group_size()
+        order = list(range(len(self._data) // size))
         chance.shuffle(order)
-        order = order[: self._length]
-        if not self._by_length:
-            return iter(order)
-        lengths, chunk = self._data.lengths(), _CHUNK * self._batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), chunk):
-            batches += bucketed(order[start : start + chunk], lengths, self._batch_size)
-        chance.shuffle(batches)
-        return chain.from_iterable(batches)
+        order = order[: self._length // size]
+        if self._by_length:
+            batch_size = self._batch_size // size
+            lengths, chunk = _of_groups(self._data.lengths(), size), _CHUNK * batch_size
+            batches: list[list[int]] = []
+            for start in range(0, len(order), chunk):
+                batches += bucketed(order[start : start + chunk], lengths, batch_size)
+            chance.shuffle(batches)
+            order = list(chain.from_iterable(batches))
+        return (index for group in order for index in range(group * size, (group + 1) * size))
+
+    def _group_size(self) -> int:
+        """Consecutive problems that stay together: their order is that of groups, not of problems."""
+        if self._device_batch_size == 1:
+            return 1
+        size = self._data.group_size
+        return size if self._device_batch_size % size == self._batch_size % size == 0 else 1
+
+
+def _of_groups(lengths: Lengths, size: int) -> Lengths:
+    """The longest prompt and text of every `size` problems."""
+    groups = (lengths[start : start + size] for start in range(0, len(lengths), size))
+    return [(max(prompt for prompt, _ in group), max(text for _, text in group)) for group in groups]
 
 
 def bucketed(indices: list[int], lengths: Lengths, batch_size: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ from cocot.errors import ModelError
 from cocot.modeling.own_head import run_head
 from cocot.modeling.recurrence import CACHE, ThoughtHook, decoder_of, latent_columns, takes_positions, think
 from cocot.modeling.shared_passes import MODEL_TYPES, TrainingPasses, can_share
+from cocot.modeling.shared_reading import SharedReading, positions_in
 from cocot.modeling.thought_settings import latent_id
 
 
@@ -31,6 +32,7 @@ class ForwardCall:
         model: The model.
         bare: The `forward` of its own class.
         more: Arguments that `forward` does not name; the decoder takes them.
+        reading: How rows hold several questions about one text; None for one question a row.
     """
 
     model: Any
@@ -42,11 +44,14 @@ class ForwardCall:
     labels: Tensor | None
     use_cache: bool
     more: dict[str, Any]
+    reading: SharedReading | None = None
 
     def __post_init__(self) -> None:
         self.is_latent = None if self.input_ids is None else self.input_ids == latent_id(self.model)
         self.gathers = self.model.training and self.labels is not None and self.input_ids is not None
         self.positions: dict[str, Any] = {}
+        if self.reading is not None and self.attention_mask is None and self.input_ids is not None:
+            self.attention_mask = torch.ones_like(self.input_ids)
 
     def find_columns(self) -> list[int]:
         """The columns that hold a thought in any row; a device is waited for."""
@@ -56,6 +61,8 @@ class ForwardCall:
         """Let the rows of a padded batch count their own tokens, where the decoder takes positions at all."""
         if position_ids is None and self.input_ids is not None and _may_have_padding(self.attention_mask, is_planned):
             position_ids = _positions(self.attention_mask, self.input_ids.shape[1])
+            if self.reading is not None:
+                position_ids = positions_in(self.attention_mask, self.reading)
         if takes_positions(decoder_of(self.model)):
             self.positions = {"position_ids": position_ids}
 
@@ -73,8 +80,19 @@ class ForwardCall:
         if self.inputs_embeds is not None:
             raise ModelError("the model got input_ids and inputs_embeds, and reads one of them; leave one out.")
         _check_outputs(self.model.config, self.more)
+        self._check_reading(is_planned)
         if columns and not is_planned:
             _check_orphans(cast(Tensor, self.is_latent), self.attention_mask)
+
+    def _check_reading(self, is_planned: bool) -> None:
+        if self.reading is None:
+            return
+        is_2d = isinstance(self.attention_mask, Tensor) and self.attention_mask.dim() == 2
+        if not (is_2d and is_planned):
+            raise ModelError(
+                f"shared_reading {tuple(self.reading)} needs an attention_mask of two dimensions and latent_columns; "
+                "pass on the whole batch, as collate gives it."
+            )
 
     def run(
         self,
@@ -87,30 +105,44 @@ class ForwardCall:
         asked_dict = self.more.pop("return_dict", None)
         as_tuple = not (self.model.config.return_dict if asked_dict is None else asked_dict)
         num_items = {name: self.more.pop(name) for name in ("num_items_in_batch",) if name in self.more}
-        passes = _Passes(self.model, self.cache, self.use_cache, self.gathers, has_thoughts=bool(columns))
-        output = think(
-            decoder_of(self.model),
-            self.model.get_input_embeddings()(self.input_ids),
-            cast(Tensor, self.is_latent),
-            columns=columns,
-            attention_mask=passes.masks(self.attention_mask, cast(Tensor, self.input_ids)),
-            thought_hook=thought_hook,
-            **self.positions,
-            **passes.settings,
-            **self.more,
-        )
+        output = self._think(columns, thought_hook)
         if not self.use_cache and self.cache is None:
             setattr(output, CACHE, None)
         if self.gathers:
             kept = {CACHE: getattr(output, CACHE)}
-            labels = cast(Tensor, self.labels)
-            loss = _gathered_loss(self.model, self.bare, output, labels, loss_positions, num_items)
+            start, distance = (0, 1) if self.reading is None else self.reading
+            labels = cast(Tensor, self.labels)[:, start:]
+            loss = _gathered_loss(self.model, self.bare, output, labels, loss_positions, distance, num_items)
             result = CausalLMOutputWithPast(loss=loss, **kept)
         else:
             output.last_hidden_state = output.last_hidden_state[:, _kept(logits_to_keep)]
             asked = {} if self.labels is None else {"labels": self.labels, **num_items}
             result = run_head(self.model, self.bare, output, **asked)
         return result.to_tuple() if as_tuple else result
+
+    def _think(self, columns: Sequence[int], thought_hook: ThoughtHook | None) -> Any:
+        """What the passes return: hidden states of all columns, or of those behind a shared text."""
+        passes = _Passes(self.model, self.cache, self.use_cache, self.gathers, bool(columns), self.reading)
+        masks = passes.masks(self.attention_mask, cast(Tensor, self.input_ids))
+        embeddings, is_latent = self.model.get_input_embeddings()(self.input_ids), cast(Tensor, self.is_latent)
+
+        def run(begin: int, end: int | None, **more: Any) -> Any:
+            more |= {name: value if value is None else value[:, begin:end] for name, value in self.positions.items()}
+            more |= {**passes.settings, **self.more}
+            return think(decoder_of(self.model), embeddings[:, begin:end], is_latent[:, begin:end], **more)
+
+        if self.reading is None:
+            return run(0, None, columns=columns, attention_mask=masks, thought_hook=thought_hook)
+        start, distance = self.reading
+        run(0, start, columns=[], attention_mask=_part(masks, slice(0, start), slice(0, start)))
+        return run(
+            start,
+            None,
+            columns=[column - start for column in columns],
+            num_interleaved=distance,
+            attention_mask=_part(masks, slice(start, None), slice(None)),
+            thought_hook=thought_hook,
+        )
 
 
 class _Passes:
@@ -120,11 +152,24 @@ class _Passes:
         settings: For `think`.
     """
 
-    def __init__(self, model: Any, given: Any, use_cache: bool, gathers: bool, has_thoughts: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        given: Any,
+        use_cache: bool,
+        gathers: bool,
+        has_thoughts: bool,
+        reading: SharedReading | None,
+    ) -> None:
         runs_backward = model.training and torch.is_grad_enabled()
         way = model.thought_passes.training if runs_backward else model.thought_passes.inference
         may_share = gathers and not use_cache and given is None and can_share(model)  # attention may be another since
-        self._shared = TrainingPasses(model) if way == "shared" and may_share else None
+        self._shared = TrainingPasses(model, reading) if way == "shared" and may_share else None
+        if reading is not None and self._shared is None:
+            raise ModelError(
+                f"shared_reading {tuple(reading)} works while training with labels and gradients, without a cache or "
+                f"use_cache, for {', '.join(MODEL_TYPES)} with sdpa or eager attention; give every question its row."
+            )
         recomputes = way == "recomputed"
         if has_thoughts:
             _check_cache(model, given, self._shared is not None, recomputes)
@@ -141,6 +186,13 @@ class _Passes:
         if self._shared is None:
             return attention_mask
         return self._shared.masks(attention_mask, input_ids.shape[1], input_ids.device)
+
+
+def _part(masks: Any, queries: slice, keys: slice) -> Any:
+    """Some queries and keys of a 4-D mask, or of one mask a layer type."""
+    if isinstance(masks, dict):
+        return {kind: _part(mask, queries, keys) for kind, mask in masks.items()}
+    return masks[:, :, queries, keys]
 
 
 def _check_cache(model: Any, cache: Any, shares: bool, recomputes: bool) -> None:
@@ -218,12 +270,13 @@ def _gathered_loss(
     output: Any,
     labels: Tensor,
     loss_positions: Tensor | None,
+    distance: int,
     num_items: dict[str, Any],
 ) -> Tensor:
     """Hugging Face's loss with the head run on labelled positions only: frees batch x columns x vocabulary logits."""
-    positions = label_positions(labels) if loss_positions is None else loss_positions
+    positions = label_positions(labels, distance) if loss_positions is None else loss_positions
     positions = positions.to(output.last_hidden_state.device)
-    targets = labels.to(positions.device).flatten()[positions + 1]
+    targets = labels.to(positions.device).flatten()[positions + distance]
     output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[positions][None]
     logits = run_head(model, bare, output).logits[0]
     return cast(

@@ -31,6 +31,7 @@ from cocot.modeling.forward_call import ForwardCall
 from cocot.modeling.own_head import logits_of
 from cocot.modeling.recurrence import ThoughtHook
 from cocot.modeling.self_test import Passes, find_passes
+from cocot.modeling.shared_reading import SharedReading
 from cocot.modeling.special_tokens import add_tokens, suppress, token_id
 from cocot.modeling.thought_settings import has_thought_settings, latent_id, set_thought_settings, thought_settings
 
@@ -66,6 +67,7 @@ class Thoughts:
         logits_to_keep: int | Tensor = 0,
         latent_columns: Sequence[int] | None = None,
         loss_positions: Tensor | None = None,
+        shared_reading: Sequence[int] | None = None,
         thought_hook: ThoughtHook | None = None,
         cache: Any = None,
         **kwargs: Any,
@@ -88,6 +90,8 @@ class Thoughts:
                 `loss_positions`, nothing in a step waits for the device.
             loss_positions: As `collate` gives it: `label_positions(labels)`. (A second name with "label" in it would
                 make a `Trainer` wait for it before it computes `eval_loss`.)
+            shared_reading: As `collate` gives it: columns of a text that all questions of a row share, and questions a
+                row, whose own tokens lie behind it, interleaved. In training, with labels, alone.
             thought_hook: What becomes of a thought before it is fed back; see `thinking.ThoughtHook`.
             cache: The same as `past_key_values`, as newer transformers call it.
             **kwargs: `num_items_in_batch` divides the summed loss; the rest goes to the decoder.
@@ -109,10 +113,11 @@ class Thoughts:
             labels,
             bool(use_cache),
             kwargs,
+            None if shared_reading is None else SharedReading(*shared_reading),
         )
         columns = call.find_columns() if latent_columns is None else latent_columns
         call.set_positions(position_ids, is_planned=latent_columns is not None)
-        if not columns and not call.gathers:
+        if not columns and not call.gathers and shared_reading is None:
             return call.run_bare(use_cache, logits_to_keep)
         call.check(columns, is_planned=latent_columns is not None)
         return call.run(columns, thought_hook, loss_positions, logits_to_keep)

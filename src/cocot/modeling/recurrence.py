@@ -32,7 +32,9 @@ CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else 
 
 Mask = Tensor | Mapping[str, Tensor | None] | None
 ThoughtHook = Callable[[int, Tensor], Tensor]
-"""What becomes of thought `number`, from 1, before it is fed back: (batch, 1, width) -> (batch, 1, width)."""
+"""What becomes of thought `number`, from 1, before it is fed back: (batch, 1, width) -> (batch, 1, width).
+
+Of interleaved sequences it gets one thought of each, (batch, sequences, width)."""
 
 
 def think(
@@ -42,6 +44,7 @@ def think(
     *,
     cache: Cache | None,
     columns: Sequence[int] | None = None,
+    num_interleaved: int = 1,
     attention_mask: Mask = None,
     position_ids: Tensor | None = None,
     thought_hook: ThoughtHook | None = None,
@@ -62,7 +65,11 @@ def think(
         is_latent: True where a thought is the input, (batch, columns), bool. Column 0 must be False.
         cache: Keys and values of the columns before these (may be empty); grows by `columns`. With `recomputes` it
             must be empty, or None.
-        columns: `latent_columns(is_latent)`, if known: else a device is waited for.
+        columns: `latent_columns(is_latent)`, if known: else a device is waited for. With `num_interleaved` the first
+            column of every group that holds a thought; then they must be given.
+        num_interleaved: Sequences that lie in a row column by column: the first column of each, the second of each,
+            and so on. A position's hidden state feeds that of its own sequence, so many columns further; the mask must
+            keep the sequences apart.
         attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
             a layer type. It covers past and current columns.
         position_ids: (batch, columns); covers the current columns only.
@@ -86,11 +93,12 @@ def think(
     for number, (start, end) in enumerate(edges):
         if hidden:
             segment = segments[number]
-            thought = hidden[-1][:, -1:].to(segment)
+            thought = hidden[-1][:, -num_interleaved:].to(segment)
             if thought_hook is not None:
                 thought = thought_hook(number, thought)
-            first = torch.where(is_latent[:, start : start + 1, None], thought, segment[:, :1])
-            segments[number] = torch.cat([first, segment[:, 1:]], dim=1)
+            is_thought = is_latent[:, start : start + num_interleaved, None]
+            first = torch.where(is_thought, thought, segment[:, :num_interleaved])
+            segments[number] = torch.cat([first, segment[:, num_interleaved:]], dim=1)
         begin = 0 if recomputes else start
         fills_cache = use_cache and (not recomputes or number == len(edges) - 1)
         with pass_context(number, end - begin):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cocot.errors import ModelError
 from cocot.modeling.deferred_gradients import DeferredMatrix, DeferredWeights, in_autocast_dtype
 from cocot.modeling.recurrence import decoder_of
+from cocot.modeling.shared_reading import SharedReading, by_question, interleaved, is_seen, positions_in
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Whose attention is known to be `softmax(q k) v` and nothing else."""
@@ -70,9 +72,17 @@ class TrainingPasses:
         cache: Keys and values, as the decoder takes them.
     """
 
-    def __init__(self, model: Any) -> None:
-        """For one step of `model`, which `can_share`."""
-        self.cache = PassCache()
+    def __init__(self, model: Any, reading: SharedReading | None = None) -> None:
+        """Prepare one step.
+
+        Args:
+            model: The model, which `can_share`.
+            reading: How rows hold several questions about one text, which is then the first pass; None for one a row.
+        """
+        self._reading = reading
+        self._num_interleaved = 1 if reading is None else reading.num_questions
+        self._numbers = count()
+        self.cache = PassCache(self._num_interleaved)
         self._config = decoder_of(model).config
         self._weights = DeferredWeights()
         self._checkpointed = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
@@ -93,13 +103,18 @@ class TrainingPasses:
             return attention_mask
         window = getattr(self._config, "sliding_window", None)
         kinds = getattr(self._config, "layer_types", None)
-        column = torch.arange(num_columns, device=device)
-        seen = column[:, None] >= column
-        padding = True if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        if self._reading is None:
+            position = torch.arange(num_columns, device=device)[None]
+            seen = position[:, :, None] >= position[:, None]
+            padding = True if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        else:
+            assert attention_mask is not None, "a shared text takes a mask"
+            position = positions_in(attention_mask, self._reading)
+            seen, padding = is_seen(attention_mask, self._reading), True
 
         def mask_of(kind: str) -> Tensor:
-            near = (column[:, None] - column < window) if kind == _SLIDING and window else True
-            mask = (seen & near)[None, None] & padding
+            near = (position[:, :, None] - position[:, None] < window) if kind == _SLIDING and window else True
+            mask = (seen & near)[:, None] & padding
             if self._config._attn_implementation == "sdpa":
                 return mask
             return torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
@@ -108,15 +123,16 @@ class TrainingPasses:
 
     @contextmanager
     def pass_context(self, number: int, num_columns: int) -> Iterator[None]:
-        """What pass `number`, over `num_columns` columns, runs in."""
-        self.cache.number = number
+        """What the next pass, over `num_columns` columns, runs in; its number in a call of `think` is not needed."""
+        self.cache.number = number = next(self._numbers)
+        is_thought = num_columns <= self._num_interleaved and not (self._reading and number == 0)
         with ExitStack() as stack:
             stack.enter_context(_reading(self._config, number))
-            if num_columns == 1:
+            if is_thought:
                 stack.enter_context(self._weights)
             for part in self._checkpointed:
                 stack.enter_context(_set_to(part, "gradient_checkpointing", False))  # Hugging Face's drops the cache
-                if num_columns > 1 and isinstance(part, GradientCheckpointingLayer):
+                if not is_thought and isinstance(part, GradientCheckpointingLayer):
                     stack.enter_context(_set_to(part, "forward", self._recomputed(part, number)))
             yield
 
@@ -145,6 +161,7 @@ class Pieces(NamedTuple):
 
     first: DeferredMatrix
     later: Tensor  # (batch, heads, n, width)
+    num_interleaved: int = 1  # sequences that `later`, and the queries, hold column by column
 
 
 class PassCache(Cache):
@@ -154,9 +171,10 @@ class PassCache(Cache):
         number: The pass that reads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_interleaved: int = 1) -> None:
         super().__init__(layers=[])
         self.number = 0
+        self._num_interleaved = num_interleaved  # of all passes but the first
         self._passes: defaultdict[int, dict[int, KeysValues]] = defaultdict(dict)
         self._anchored: dict[int, tuple[DeferredMatrix, DeferredMatrix]] = {}
 
@@ -170,7 +188,10 @@ class PassCache(Cache):
             self._anchored[layer_idx] = _anchored(*self._passes[0][layer_idx])
         keys, values = zip(*(self._passes[n][layer_idx] for n in range(1, self.number)), made, strict=True)
         first_keys, first_values = self._anchored[layer_idx]
-        return Pieces(first_keys, torch.cat(keys, dim=-2)), Pieces(first_values, torch.cat(values, dim=-2))
+        return tuple(
+            Pieces(first, torch.cat(later, dim=-2), self._num_interleaved)
+            for first, later in ((first_keys, keys), (first_values, values))
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of the passes before the current one."""
@@ -183,7 +204,7 @@ class PassCache(Cache):
 
     def before(self) -> PassCache:
         """The passes before the current one, which is still to come in what is returned."""
-        earlier = PassCache()
+        earlier = PassCache(self._num_interleaved)
         earlier.number = self.number
         earlier._passes.update({number: self._passes[number] for number in range(self.number)})
         earlier._anchored.update(self._anchored)
@@ -223,17 +244,38 @@ def attend(
     batch, width = query.shape[0], query.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     rows = (query * scale).reshape(batch, key.later.shape[1], -1, width)
-    scores = torch.cat([key.first.times(rows), rows @ key.later.transpose(-1, -2)], dim=-1)
-    scores = _masked(scores.view(*query.shape[:3], -1), attention_mask)
+    num_interleaved = key.num_interleaved
+    to_later = _own_product(rows, key.later, num_interleaved, is_transposed=True)
+    scores = torch.cat([key.first.times(rows), to_later], dim=-1).view(*query.shape[:3], -1)
+    scores = _masked(scores, _own_mask(attention_mask, key.later.shape[-2], num_interleaved))
     accurate = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores, dim=-1, dtype=accurate).to(query.dtype)
     weights = functional.dropout(weights, dropout, training=module.training).view(*rows.shape[:3], -1)
-    num_later = value.later.shape[-2]
-    seen = value.first.times(weights[..., :-num_later]) + weights[..., -num_later:] @ value.later
+    num_later = value.later.shape[-2] // num_interleaved
+    seen_later = _own_product(weights[..., -num_later:], value.later, num_interleaved)
+    seen = value.first.times(weights[..., :-num_later]) + seen_later
     return seen.view(query.shape).transpose(1, 2), None
 
 
 AttentionInterface.register(_ATTENTION, attend)
+
+
+def _own_product(rows: Tensor, later: Tensor, num_interleaved: int, is_transposed: bool = False) -> Tensor:
+    """`rows @ later`, for every sequence of a row its own: (..., columns x sequences, k) -> the same columns."""
+    if num_interleaved == 1:
+        return rows @ (later.transpose(-1, -2) if is_transposed else later)
+    own = by_question(later, num_interleaved)
+    return interleaved(by_question(rows, num_interleaved) @ (own.transpose(-1, -2) if is_transposed else own))
+
+
+def _own_mask(mask: Tensor | None, num_later: int, num_interleaved: int) -> Tensor | None:
+    """Of a mask, the first pass's keys and of the `num_later` behind them each query's own sequence's."""
+    if mask is None or num_interleaved == 1:
+        return mask
+    first, later = mask.split_with_sizes([mask.shape[-1] - num_later, num_later], dim=-1)
+    later = torch.unflatten(torch.unflatten(later, -1, (-1, num_interleaved)), 2, (-1, num_interleaved))
+    own = later.diagonal(dim1=3, dim2=5).transpose(-1, -2).flatten(2, 3)
+    return torch.cat([first, own], dim=-1)
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -34,12 +34,12 @@ from cocot.data.sampler import EpochSampler
 from cocot.data.thought_targets import THOUGHT_TARGETS
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate_together
-from cocot.methods import CROSS_ENTROPY
+from cocot.methods import CROSS_ENTROPY, Method
 from cocot.methods.tokens import LATENT
 from cocot.modeling.loading import load
 from cocot.modeling.method_modules import NAME as MODULES
 from cocot.modeling.method_modules import without_modules
-from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.modeling.shared_passes import can_share, enable_checkpointing
 from cocot.modeling.thought_settings import thought_settings
 from cocot.settings.typed import choose, short
 from cocot.system.files import explained, new_folder
@@ -98,6 +98,9 @@ class StageTrainer(Trainer):
             data_collator=partial(collate, pad_id=_pad_id(tokenizer), latent_id=settings.latent_id),
             processing_class=tokenizer,
         )
+        self._shares_reading = not self.is_fsdp_enabled and _may_share_reading(model, job)
+        if self._shares_reading:
+            self.data_collator = partial(cast(Any, self.data_collator), shares_reading=True)
         if self.is_fsdp_enabled:
             num_splits = job.validation.num_thoughts if settings.filler == LATENT else 0
             self.data_collator = partial(cast(Any, self.data_collator), num_splits=num_splits)
@@ -156,7 +159,8 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         config = self.job.config
-        return EpochSampler(self.job.data, str(self.args.seed), config.batch_size, config.batch_by_length)
+        together = self.job.batches.per_device if self._shares_reading else 1
+        return EpochSampler(self.job.data, str(self.args.seed), config.batch_size, config.batch_by_length, together)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Hugging Face's log; stops at a loss that is not a number. Looking at every step would make a device wait."""
@@ -320,6 +324,12 @@ def _arguments(job: StageJob, has_modules: bool) -> TrainingArguments:
     if arguments.n_gpu > 1:
         raise ConfigError(f"this process sees {arguments.n_gpu} GPUs and trains on one; set CUDA_VISIBLE_DEVICES=0.")
     return arguments
+
+
+def _may_share_reading(model: Any, job: StageJob) -> bool:
+    """Whether the model can read a text once for several questions, and the loss needs no batch of a row a question."""
+    has_own_loss = type(job.method).losses is not Method.losses
+    return can_share(model) and model.thought_passes.training == "shared" and not has_own_loss
 
 
 def check_reporters(config: TrainConfig) -> None:
