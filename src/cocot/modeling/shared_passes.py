@@ -248,12 +248,12 @@ def attend(
     to_later = _own_product(rows, key.later, num_interleaved, is_transposed=True)
     scores = torch.cat([key.first.times(rows), to_later], dim=-1).view(*query.shape[:3], -1)
     scores = _masked(scores, _own_mask(attention_mask, key.later.shape[-2], num_interleaved))
-    accurate = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, dim=-1, dtype=accurate).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)
     weights = functional.dropout(weights, dropout, training=module.training).view(*rows.shape[:3], -1)
     num_later = value.later.shape[-2] // num_interleaved
-    seen_later = _own_product(weights[..., -num_later:], value.later, num_interleaved)
-    seen = value.first.times(weights[..., :-num_later]) + seen_later
+    # One split, for backward joins its parts once; a slice would write a gradient of all weights.
+    to_first, to_later = weights.split_with_sizes([weights.shape[-1] - num_later, num_later], dim=-1)
+    seen = value.first.times(to_first) + _own_product(to_later, value.later, num_interleaved)
     return seen.view(query.shape).transpose(1, 2), None
 
 
@@ -283,8 +283,10 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
         mask = mask.tril(scores.shape[-1] - scores.shape[-2])
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if mask.dtype == torch.bool:  # added, not filled in: backward has nothing to do for it
+        mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(
+            ~mask, torch.finfo(scores.dtype).min
+        )
     return scores + mask
 
 
