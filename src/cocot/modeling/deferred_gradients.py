@@ -116,7 +116,7 @@ class _Anchor(torch.autograd.Function):
         rows = ctx.rows.pop(_backward_run(), None)
         if rows is None:
             return None, None
-        inner, outer = (torch.cat(parts, dim=-2) for parts in zip(*rows, strict=True))
+        inner, outer = rows[0] if len(rows) == 1 else (torch.cat(parts, dim=-2) for parts in zip(*rows, strict=True))
         if ctx.is_transposed:  # so that the gradient lies in memory as the parameter does
             return (outer.transpose(-1, -2) @ inner).transpose(-1, -2), None
         return inner.transpose(-1, -2) @ outer, None
