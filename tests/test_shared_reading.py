@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import LATENT_ID, TOKENIZER
+from runs_support import tiny_config
 from test_batches import make_data
 from test_recurrence import error
 from test_shared_passes import (
@@ -22,12 +23,16 @@ from test_shared_passes import (
     worst_entry,
 )
 
+import cocot.training.trainer as trainer_module
 from cocot.data.collator import collate
 from cocot.data.examples import IGNORED, Example
 from cocot.data.sampler import EpochSampler
 from cocot.errors import ModelError
+from cocot.methods.coconut import Coconut
 from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
+from cocot.training.run import train
 
 WORDS = range(LATENT_ID + 1, len(TOKENIZER))
 
@@ -253,3 +258,36 @@ def test_other_problems_are_read_in_the_order_of_before(sizes, device_batch_size
     expected = list(EpochSampler(data, "a", 16, True))
     assert order_of(sizes, device_batch_size=device_batch_size)[0] == expected
     assert len({index // 4 for index in expected[:4]}) > 1
+
+
+# Training
+
+
+def test_a_run_shares_what_its_problems_share(tmp_path, monkeypatch):
+    """A run on a file whose problems come in groups reads every batch shared, over accumulated batches; a method with a
+    loss of its own gets a row a question.
+    """
+    write_problems(tmp_path / "train.jsonl", [problem for text in range(8) for problem in about(text, 4)])
+    write_problems(tmp_path / "valid.jsonl", about(8, 2))
+    files = {
+        "fresh": False,
+        "generate": {},
+        "train": str(tmp_path / "train.jsonl"),
+        "valid": str(tmp_path / "valid.jsonl"),
+    }
+    batches = []
+
+    def collate_and_note(*args, **settings):
+        batches.append(collate(*args, **settings))
+        return batches[-1]
+
+    monkeypatch.setattr(trainer_module, "collate", collate_and_note)
+    config = tiny_config(data=files, train={"batch_size": 16, "device_batch_size": 8})
+    train(config, tmp_path / "shared")
+    assert len(batches) == 3 * 4
+    assert {batch.get("shared_reading", (0, 0))[1] for batch in batches} == {4}
+    batches.clear()
+    monkeypatch.setattr(Coconut, "losses", lambda self, run, model, batch: {"cross_entropy": run().loss})
+    train(config, tmp_path / "separate")
+    assert batches
+    assert not any("shared_reading" in batch for batch in batches)
