@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -21,10 +22,12 @@ from cocot.errors import DataError
 from cocot.methods import METHODS, CurriculumConfig, Phase
 from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import give_thoughts
+from cocot.tasks.problem import Problem
 
 TASK = tasks.get("prosqa")
 PROBLEMS = TASK.generate(6, seed=3, mode="balanced", rendering="symbolic", layers=[2, 3], width=2)
-TOKENIZER = build_tokenizer(PROBLEMS)
+ABOUT_ONE_GRAPH = TASK.generate(6, seed=4, mode="balanced", rendering="symbolic", layers=3, width=2, questions=3)
+TOKENIZER = build_tokenizer([*PROBLEMS, *ABOUT_ONE_GRAPH])
 CURRICULUM = CurriculumConfig(
     "frontier",
     max_stage=3,
@@ -33,12 +36,12 @@ CURRICULUM = CurriculumConfig(
 )
 
 
-def examples(config: CurriculumConfig = CURRICULUM) -> list[Any]:
+def examples(config: CurriculumConfig = CURRICULUM, problems: Sequence[Problem] = PROBLEMS) -> list[Any]:
     """Problems at all stages of a mixture."""
     encoder, stage = Encoder(config, TOKENIZER), config.stage_of(config.phases[0])
     cut = [
         replace(tokenize(problem, TOKENIZER), frontiers=encode_frontiers(TASK.frontiers(problem), TOKENIZER))
-        for problem in PROBLEMS
+        for problem in problems
     ]
     return [encoder(problem, stage, Random(number)) for number, problem in enumerate(cut)]
 
@@ -54,9 +57,10 @@ def definition(model: Any, rows: list[Any], latent_id: int) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+@pytest.mark.parametrize("problems", [PROBLEMS, ABOUT_ONE_GRAPH], ids=["rows", "shared readings"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_the_term_and_its_gradients_are_those_of_the_definition(architecture: str) -> None:
-    """Rows of a batch with different numbers of thoughts: the term and every gradient equal the slow way's."""
+def test_the_term_and_its_gradients_are_those_of_the_definition(architecture: str, problems: Sequence[Problem]) -> None:
+    """Different numbers of thoughts, in rows or shared readings: the term and every gradient equal the slow way's."""
     init = replace(NO_DROPOUT_INIT, architecture=architecture)
     if architecture == "llama":
         init = replace(init, settings={})
@@ -64,9 +68,10 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(architecture: st
     plain: Any = build_model(init, TOKENIZER)
     plain.load_state_dict(model.state_dict())
     latent_id = TOKENIZER.convert_tokens_to_ids("<|latent|>")
-    rows = examples()
-    assert len({row.num_thoughts for row in rows}) > 2
-    batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=latent_id)
+    rows = examples(problems=problems)
+    assert len({row.num_thoughts for row in rows}) > 1
+    batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=latent_id, shares_reading=True)
+    assert ("shared_reading" in batch) == (problems is ABOUT_ONE_GRAPH)
     inputs = {name: value for name, value in batch.items() if name != THOUGHT_TARGETS}
     terms = METHODS["frontier"].losses(lambda **more: model.train()(**inputs, **more), model, batch)
     assert terms.keys() == {"cross_entropy", "frontier"}

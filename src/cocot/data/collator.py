@@ -65,15 +65,19 @@ def collate(
     if num_splits > len(columns):
         others = [column for column in range(input_ids.shape[1] - 1, 0, -1) if column not in columns]
         columns = sorted(columns + others[: num_splits - len(columns)])
-    targets = thought_targets(examples)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
         "latent_columns": columns,
         "loss_positions": label_positions(labels),
-        **({} if targets is None else {THOUGHT_TARGETS: targets}),
+        **_targets(examples),
     }
+
+
+def _targets(examples: Sequence[Example]) -> dict[str, Tensor]:
+    targets = thought_targets(examples)
+    return {} if targets is None else {THOUGHT_TARGETS: targets}
 
 
 def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id: int) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id:
         "latent_columns": (start + distance * is_latent.nonzero().flatten()).tolist(),
         "loss_positions": label_positions(labels[:, start:], distance),
         "shared_reading": (start, distance),
+        **_targets(examples),
     }
 
 

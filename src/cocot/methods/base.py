@@ -71,6 +71,8 @@ class Method:
         shares_first_stage: Whether a stage that removes nothing is the same training as that of the other methods
             that say so and that agree on having a filler: `cocot compare` then trains it once. Each class says so for
             itself: a subclass, which may change anything, does not inherit it.
+        takes_shared_readings: Whether `losses`, where a method has its own, takes batches in which a row holds several
+            questions about one text.
         reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
     """
 
@@ -81,6 +83,7 @@ class Method:
     needs_steps: bool = True
     keeps_modules: bool = False
     shares_first_stage: bool = False
+    takes_shared_readings: bool = False
     reads_frontiers: bool = False
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:

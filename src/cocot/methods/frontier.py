@@ -32,6 +32,7 @@ class Frontier(Method):
     summary = "coconut whose every thought is also trained to name what is known by then"
     filler = LATENT
     shares_first_stage = True
+    takes_shared_readings = True
     reads_frontiers = True
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:

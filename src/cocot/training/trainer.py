@@ -328,8 +328,8 @@ def _arguments(job: StageJob, has_modules: bool) -> TrainingArguments:
 
 def _may_share_reading(model: Any, job: StageJob) -> bool:
     """Whether the model can read a text once for several questions, and the loss needs no batch of a row a question."""
-    has_own_loss = type(job.method).losses is not Method.losses
-    return can_share(model) and model.thought_passes.training == "shared" and not has_own_loss
+    takes_any = type(job.method).losses is Method.losses or job.method.takes_shared_readings
+    return can_share(model) and model.thought_passes.training == "shared" and takes_any
 
 
 def check_reporters(config: TrainConfig) -> None:
