@@ -40,7 +40,7 @@ def examples(config: CurriculumConfig = CURRICULUM, problems: Sequence[Problem] 
     """Problems at all stages of a mixture."""
     encoder, stage = Encoder(config, TOKENIZER), config.stage_of(config.phases[0])
     cut = [
-        replace(tokenize(problem, TOKENIZER), frontiers=encode_frontiers(TASK.frontiers(problem), TOKENIZER))
+        replace(tokenize(problem, TOKENIZER), frontiers=encode_frontiers([TASK.frontiers(problem)], TOKENIZER)[0])
         for problem in problems
     ]
     return [encoder(problem, stage, Random(number)) for number, problem in enumerate(cut)]
@@ -102,7 +102,7 @@ def test_every_thought_of_a_step_has_the_steps_set() -> None:
     """With two thoughts a step, both are asked for what is right after that step."""
     two = replace(CURRICULUM, thoughts_per_step=2, phases=[Phase("all", {"final": 1.0})])
     for row, problem in zip(examples(two), PROBLEMS, strict=True):
-        sets = encode_frontiers(TASK.frontiers(problem), TOKENIZER)
+        (sets,) = encode_frontiers([TASK.frontiers(problem)], TOKENIZER)
         assert row.targets == tuple(ids for ids in sets for _ in range(2))[: row.num_thoughts]
 
 
@@ -119,7 +119,7 @@ def test_a_batch_of_which_nothing_is_said_trains_as_coconut() -> None:
 def test_a_word_that_the_vocabulary_lacks_is_refused() -> None:
     """A name of a node must be in the vocabulary."""
     with pytest.raises(DataError, match="lacks"):
-        encode_frontiers([["nowhere"]], TOKENIZER)
+        encode_frontiers([[["nowhere"]]], TOKENIZER)
 
 
 def test_a_phase_draws_its_stages_by_their_weights() -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch.utils.data import Dataset
 
-from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
+from cocot.data.encoding import Tokenized, encode_frontiers, tokenize_all
 from cocot.data.examples import Encoder, Example
 from cocot.data.shared_reading import num_common
 from cocot.errors import DataError
@@ -74,18 +74,20 @@ class StageData(Dataset[Example]):
         portions = self._problems_of_epoch(epoch)
         if [id(portion.problems) for portion in portions] == [id(portion.problems) for portion, _ in self._portions]:
             return
-        self._portions = [(portion, list(map(self._tokenize, portion.problems))) for portion in portions]
+        self._portions = [(portion, self._tokenize(portion.problems)) for portion in portions]
         self._problems = [(problem, portion.stage) for portion, cut in self._portions for problem in cut]
         self.group_size = _group_size([problem.question for problem, _ in self._problems])
         self._check_steps()
         if self._max_length is not None:
             self._check_lengths(self._max_length)
 
-    def _tokenize(self, problem: Problem) -> Tokenized:
-        cut, tokenizer = tokenize(problem, self._encoder.tokenizer), self._encoder.tokenizer
+    def _tokenize(self, problems: Sequence[Problem]) -> list[Tokenized]:
+        tokenizer = self._encoder.tokenizer
+        cut = tokenize_all(problems, tokenizer)
         if self._frontiers is None:
             return cut
-        return replace(cut, frontiers=encode_frontiers(self._frontiers(problem), tokenizer))
+        frontiers = encode_frontiers(list(map(self._frontiers, problems)), tokenizer)
+        return [replace(each, frontiers=sets) for each, sets in zip(cut, frontiers, strict=True)]
 
     def __len__(self) -> int:
         """Problems an epoch."""

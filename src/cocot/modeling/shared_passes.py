@@ -29,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cocot.errors import ModelError
 from cocot.modeling.deferred_gradients import DeferredMatrix, DeferredWeights, in_autocast_dtype
 from cocot.modeling.recurrence import decoder_of
-from cocot.modeling.shared_reading import SharedReading, by_question, interleaved, is_seen, positions_in
+from cocot.modeling.shared_reading import SharedReading, by_question, interleaved, positions_in
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Whose attention is known to be `softmax(q k) v` and nothing else."""
@@ -103,14 +103,14 @@ class TrainingPasses:
             return attention_mask
         window = getattr(self._config, "sliding_window", None)
         kinds = getattr(self._config, "layer_types", None)
-        if self._reading is None:
-            position = torch.arange(num_columns, device=device)[None]
-            seen = position[:, :, None] >= position[:, None]
-            padding = True if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        else:
+        column = torch.arange(num_columns, device=device)
+        # Among the questions of a row, too: a query multiplies none but its own question's keys.
+        seen = (column[:, None] >= column)[None]
+        padding = True if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        position = column[None]
+        if self._reading is not None:
             assert attention_mask is not None, "a shared text takes a mask"
             position = positions_in(attention_mask, self._reading)
-            seen, padding = is_seen(attention_mask, self._reading), True
 
         def mask_of(kind: str) -> Tensor:
             near = (position[:, :, None] - position[:, None] < window) if kind == _SLIDING and window else True

@@ -1,10 +1,11 @@
-"""Several questions about one text in a row: where their tokens stand, and which keys each of them sees.
+"""Several questions about one text in a row: where their tokens stand.
 
 A row holds the text, padded on the left, and behind it the questions' own tokens *interleaved by column*: the first of
 every question, then the second of every question, and so on. So one thought of each question takes adjacent columns,
 which one pass reads.
 
-In: a mask of the padding. Out: positions and masks with which every question's numbers are those of a row of its own.
+In: a mask of the padding. Out: positions, and columns sorted by question, with which every question's numbers are those
+of a row of its own.
 Read next: `data/shared_reading.py` (which makes such batches), `modeling/shared_passes.py` (whose passes read them).
 """
 
@@ -39,22 +40,6 @@ def positions_in(attention_mask: Tensor, reading: SharedReading) -> Tensor:
     shared = shared.cumsum(dim=1)
     by_question = torch.unflatten(own, 1, (-1, reading.num_questions)).cumsum(dim=1) + shared[:, -1:, None]
     return (torch.cat([shared, by_question.flatten(1)], dim=1) - 1).clamp(min=0)
-
-
-def is_seen(attention_mask: Tensor, reading: SharedReading) -> Tensor:
-    """Which keys a query may see: no padding, nothing later, and of the questions only its own.
-
-    Args:
-        attention_mask: 0 at padding, (rows, columns).
-        reading: The layout.
-
-    Returns:
-        (rows, columns of queries, columns of keys), bool.
-    """
-    column = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    question = (column - reading.num_columns) % reading.num_questions
-    is_own = (column < reading.num_columns) | (question[:, None] == question)
-    return (is_own & (column[:, None] >= column)) & attention_mask.bool()[:, None]
 
 
 def by_question(tensor: Tensor, num_questions: int) -> Tensor:

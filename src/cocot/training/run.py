@@ -27,8 +27,9 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from cocot import tasks
 from cocot.data.dataset import StageData
-from cocot.data.encoding import encode_question, tokenize, with_head_room
+from cocot.data.encoding import tokenize_all, with_head_room
 from cocot.data.examples import Encoder
+from cocot.data.layout import prompt
 from cocot.errors import DataError, Interrupted
 from cocot.modeling.latent_model import context_length
 from cocot.modeling.method_modules import NAME as MODULES
@@ -221,12 +222,12 @@ class RunInProgress:
             DataError: so long an answer does not fit behind its question, or a validation problem cannot be encoded.
         """
         count, asked = num_thoughts(self.config, planned.stage), self.config.train.eval_max_new_tokens
-        encoder, valid = self.encoder, self.data.valid_of(planned)
-        prompts = (encode_question(item.question, count, encoder.settings, encoder.tokenizer) for item in valid)
-        longest, limit = max(map(len, prompts)), context_length(self.model)
+        encoder, limit = self.encoder, context_length(self.model)
+        cut = tokenize_all(self.data.valid_of(planned), encoder.tokenizer)
+        longest = max(len(prompt(item.question, count, encoder.settings, encoder.tokenizer)) for item in cut)
         plain = Encoder(replace(self.config.curriculum, stage_mix=0.0), encoder.tokenizer)
         stage = replace(planned.stage, mixture=())
-        examples = (plain(tokenize(item, encoder.tokenizer), stage, Random(0)) for item in valid)
+        examples = (plain(item, stage, Random(0)) for item in cut)
         expected = max(len(example.input_ids) - example.prompt_length for example in examples)
         wanted = expected if asked is None else asked
         if limit is not None and longest + wanted > limit:
