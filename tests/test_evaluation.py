@@ -15,6 +15,7 @@ from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
 from cocot.evaluation.evaluate import (
     Prediction,
+    by_steps,
     compute_metrics,
     evaluate,
     longest_answer,
@@ -76,6 +77,15 @@ def test_a_summary_counts_and_averages() -> None:
     assert (summary.low, summary.high) == wilson_interval(3, 4)
     assert summary.cut == 0
     assert compute_metrics([RECORD, replace(RECORD, is_complete=False)]).cut == 1
+
+
+def test_records_are_sorted_by_the_steps_of_their_solutions() -> None:
+    """The fewest first, in the order of the records; nothing to sort where all take as many, or in older records."""
+    two, first, second = (
+        replace(RECORD, num_steps=steps, question=name) for steps, name in ((5, "x"), (3, "y"), (3, "z"))
+    )
+    assert by_steps([two, first, second]) == {3: [first, second], 5: [two]}
+    assert by_steps([first, second]) == by_steps([RECORD]) == {}
 
 
 def test_records_are_lines_that_read_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cocot.errors import RunError
-from cocot.experiments.tables import SCHEMA, cells, read_table, shortcuts, write_table
+from cocot.experiments.tables import SCHEMA, cells, cells_by_steps, read_table, shortcuts, write_table
 
 
 def result(**more: Any) -> dict[str, Any]:
@@ -67,9 +67,20 @@ def test_a_study_shows_all_it_knows() -> None:
     assert (cot["paper"], cot["paper's tokens"]) == ("77.5%", "")
 
 
+def test_a_study_shows_how_accuracy_falls_with_the_steps() -> None:
+    """A column for each test set and number of steps; empty cells and no table where nothing is known."""
+    both = {"a": result(by_steps={"3": 0.9, "4": 0.75}), "b": result(by_steps={})}
+    other = {"a": result(by_steps={"3": 0.5}), "b": result()}
+    rows = [{"values": {"method": name}, "tests": tests} for name, tests in (("coconut", both), ("cot", other))]
+    assert cells_by_steps(rows) == [("method", "3", "4"), ("coconut", "90.0%", "75.0%"), ("cot", "50.0%", "")]
+    both["b"]["by_steps"] = {"7": 0.25}
+    assert cells_by_steps(rows)[0] == ("method", "a: 3", "a: 4", "b: 7")
+    assert cells_by_steps([{"values": {"method": "old"}, "tests": {"a": result()}}]) == []
+
+
 def test_a_table_is_written_whole(tmp_path: Path) -> None:
     """`table.json` keeps every value; `table.md` has the note, the ablations, the shortcuts and the versions."""
-    rows = [{"values": {"method": "cot"}, "tests": {"test": result()}}]
+    rows = [{"values": {"method": "cot"}, "tests": {"test": result(by_steps={"3": 0.75, "4": 0.25})}}]
     table = {
         "note": "Small.",
         "rows": rows,
@@ -82,6 +93,7 @@ def test_a_table_is_written_whole(tmp_path: Path) -> None:
     assert shortcuts(table) == ["test-1a: shortcut last 91.4%"]
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("Small.\n\n| method | accuracy |")
+    assert "\n| method | 3 | 4 |\n| --- | ---: | ---: |\n| cot | 75.0% | 25.0% |\n" in text
     for part in ("| coconut | zeros | 50.0% |", "- test-1a: shortcut last 91.4%", "cocot abc, torch 2.\n"):
         assert part in text
 

@@ -25,6 +25,7 @@ from cocot.evaluation.ablations import run_ablations
 from cocot.evaluation.evaluate import (
     Metrics,
     Prediction,
+    by_steps,
     compute_metrics,
     evaluate_together,
     longest_answer,
@@ -73,6 +74,14 @@ class Evaluation:
         ]
 
     @property
+    def rows_by_steps(self) -> list[Row]:
+        """One row for each number of steps that written solutions take; empty if all take as many."""
+        return [
+            {"values": {"steps": str(steps)}, "tests": {"test": compute_metrics(records).to_json()}}
+            for steps, records in by_steps(self.predictions).items()
+        ]
+
+    @property
     def notes(self) -> list[str]:
         """Lines below the table: with ablations what shortcuts reach, then what decides the numbers."""
         lines = [f"{name}: {value:.1%}" for name, value in self.shortcuts.items()]
@@ -92,14 +101,20 @@ class Evaluation:
             write_predictions(own, records)
 
     def __str__(self) -> str:
-        return "\n".join([plain(self.rows), *self.notes])
+        return "\n".join([self.tables, *self.notes])
+
+    @property
+    def tables(self) -> str:
+        """The rows for a terminal; below them those by the steps of the written solution, if these differ."""
+        return "\n\n".join(plain(rows) for rows in (self.rows, self.rows_by_steps) if rows)
 
     def __repr__(self) -> str:
         return f"Evaluation({', '.join(f'{name}: {compute_metrics(own)}' for name, own in self.results.items())})"
 
     def _repr_html_(self) -> str:
         """For notebooks: the table."""
-        return block(table(cells(self.rows)), *map(paragraph, self.notes))
+        tables = [table(cells(rows)) for rows in (self.rows, self.rows_by_steps) if rows]
+        return block(*tables, *map(paragraph, self.notes))
 
 
 def evaluate(

@@ -141,7 +141,6 @@ def _reproduce(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     _silence_libraries()
     from cocot.api.evaluation import Evaluation, evaluate
-    from cocot.experiments.tables import plain
     from cocot.system.files import must_be_writable
     from cocot.system.processes import processes
 
@@ -172,7 +171,7 @@ def _eval(args: argparse.Namespace) -> int:
         )
     finally:  # a disk that is full by now costs the records, not the result
         if so_far and is_first:
-            print(plain(so_far[0].rows))
+            print(so_far[0].tables)
     if is_first:
         print(*evaluation.notes, sep="\n")
         print(f"records: {_UNWRITTEN if out is None else out.with_stem(f'{out.stem}.*') if args.ablations else out}")

@@ -62,7 +62,15 @@ class Tokenizer(Protocol):
     def all_special_ids(self) -> list[int]:
         """Ids of the tokens that are no text."""
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool, split_special_tokens: bool) -> Any:
+    def __call__(
+        self,
+        text: list[str],
+        *,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+        return_attention_mask: bool,
+        return_token_type_ids: bool,
+    ) -> Any:
         """`input_ids` of texts."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> Any:

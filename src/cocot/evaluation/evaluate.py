@@ -35,7 +35,10 @@ from cocot.tasks.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One problem and what the model made of it; `is_complete`, `num_tokens`, `seconds` as in `Answer`."""
+    """One problem and what the model made of it; `is_complete`, `num_tokens`, `seconds` as in `Answer`.
+
+    `num_steps` are those of the written solution; None in records of before they were kept.
+    """
 
     question: str
     expected: str
@@ -46,6 +49,7 @@ class Prediction:
     num_thoughts: int
     is_complete: bool
     seconds: float
+    num_steps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as one line of a JSONL file."""
@@ -143,6 +147,7 @@ def evaluate(
             num_thoughts=given.num_thoughts,
             is_complete=given.is_complete,
             seconds=given.seconds,
+            num_steps=len(problem.steps),
         )
         for problem, spelled, given in zip(problems, graded, answers, strict=True)
     ]
@@ -230,3 +235,10 @@ def compute_metrics(records: Sequence[Prediction]) -> Metrics:
         problems=len(records),
         cut=sum(not record.is_complete for record in records),
     )
+
+
+def by_steps(records: Sequence[Prediction]) -> dict[int, list[Prediction]]:
+    """Records sorted by the steps of the written solution, the fewest first; empty where all take equally many."""
+    known = sorted({record.num_steps for record in records if record.num_steps is not None})
+    groups = {steps: [record for record in records if record.num_steps == steps] for steps in known}
+    return groups if len(groups) > 1 else {}

@@ -20,7 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cocot import tasks
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.ablations import AS_TRAINED, ablation_names, run_ablations
-from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate, read_predictions, write_predictions
+from cocot.evaluation.evaluate import (
+    Prediction,
+    by_steps,
+    compute_metrics,
+    evaluate,
+    read_predictions,
+    write_predictions,
+)
 from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.jobs import Training, share_stages, train_all
 from cocot.experiments.study import SEED, Study, Trial
@@ -213,8 +220,8 @@ def _summary(seeds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
     """Means over seeds, their spread, and the interval of all answers together."""
     parts = [compute_metrics(records) for records in seeds]
     accuracies = [part.accuracy for part in parts]
-    every = [record.is_correct for records in seeds for record in records]
-    low, high = wilson_interval(sum(every), len(every))
+    flat = [record for records in seeds for record in records]
+    low, high = wilson_interval(sum(record.is_correct for record in flat), len(flat))
     return {
         "accuracy": fmean(accuracies),
         "sd": stdev(accuracies) if len(accuracies) > 1 else None,
@@ -225,6 +232,7 @@ def _summary(seeds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
         "problems": parts[0].problems,
         "cut": sum(part.cut for part in parts),
         "by_seed": accuracies,
+        "by_steps": {str(steps): compute_metrics(own).accuracy for steps, own in by_steps(flat).items()},
     }
 
 

@@ -22,6 +22,8 @@ Row = dict[str, Any]
 
 SCHEMA = 2
 
+BY_STEPS = "Accuracy by the steps of the written solution"
+
 
 class Table:
     """The results of several trainings: what `table.json` holds. Prints as the command line prints it.
@@ -69,15 +71,20 @@ class Table:
 
     def __str__(self) -> str:
         parts = [plain(rows) for rows in (self.rows, self.ablations) if rows]
+        if steps := cells_by_steps(self.rows):
+            parts.insert(1, align(steps))
         return "\n\n".join([*parts, *(["\n".join(self.shortcuts)] if self.shortcuts else [])])
 
     def _repr_html_(self) -> str:
         """For notebooks: the tables, and what stands below them."""
+        steps = cells_by_steps(self.rows)
+        by_steps = [heading(BY_STEPS), table(steps)] if steps else []
         ablations = [heading("With other thoughts, and with fewer"), table(cells(self.ablations))]
         return block(
             heading(str(self.path)),
             *([paragraph(self.content["note"])] if self.content["note"] else []),
             table(cells(self.rows)),
+            *by_steps,
             *(ablations if self.ablations else []),
             *map(paragraph, self.shortcuts),
         )
@@ -111,6 +118,23 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     filled = [(head, texts) for head, cell in columns if any(texts := [cell(row) for row in rows])]
     heads, bodies = zip(*filled, strict=True)
     return [heads, *zip(*bodies, strict=True)]
+
+
+def cells_by_steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Accuracy by the number of steps that a written solution takes, as text cells; empty where all take as many."""
+    found = {
+        (test, steps): None for row in rows for test, own in row["tests"].items() for steps in own.get("by_steps", {})
+    }
+    if not found:
+        return []
+    tests = {test for test, _ in found}
+    heads = [f"{test}: {steps}" if len(tests) > 1 else steps for test, steps in found]
+
+    def texts(row: Row) -> list[str]:
+        return [_share(row["tests"].get(test, {}).get("by_steps", {}).get(steps)) for test, steps in found]
+
+    axes = list(rows[0]["values"])
+    return [(*axes, *heads), *((*(_value(axis, row) for axis in axes), *texts(row)) for row in rows)]
 
 
 def _value(axis: str, row: Row) -> str:
@@ -173,6 +197,8 @@ def write_table(table: Row, folder: Path) -> None:
     """Write `table.json` and `table.md` into `folder`."""
     write_json(folder / "table.json", {"schema": SCHEMA, **table})
     parts = [table["note"], _markdown(table["rows"])]
+    if steps := cells_by_steps(table["rows"]):
+        parts += [f"{BY_STEPS}:", _as_markdown(steps, len(table["rows"][0]["values"]))]
     if table["ablations"]:
         parts += ["With other thoughts, and with fewer:", _markdown(table["ablations"])]
     if lines := shortcuts(table):
@@ -201,7 +227,10 @@ def read_table(folder: Path) -> Row | None:
 
 
 def _markdown(rows: Sequence[Row]) -> str:
-    head, *body = cells(rows)
-    num_axes = len(rows[0]["values"])
+    return _as_markdown(cells(rows), len(rows[0]["values"]))
+
+
+def _as_markdown(texts: Sequence[tuple[str, ...]], num_axes: int) -> str:
+    head, *body = texts
     lines = [head, tuple("---" if index < num_axes else "---:" for index in range(len(head))), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
