@@ -13,7 +13,7 @@ from runs_support import tiny_config
 from cocot import tasks
 from cocot.assets import locate
 from cocot.cli import main
-from cocot.errors import DataError, RunError
+from cocot.errors import ConfigError, DataError, RunError
 from cocot.modeling.loading import saved_settings
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
@@ -93,6 +93,38 @@ def test_the_runs_validation_file_is_asked(tmp_path: Path) -> None:
         5, seed=1_000_000, steps=[2]
     )
     assert select_problems(run, task="prosqa", count=5).problems == tasks.get("prosqa").generate(5, seed=1_000_000)
+
+
+def test_given_problems_are_written_as_asked(tmp_path: Path) -> None:
+    """A file of ProsQA is asked in symbols with the same graphs, a record each; the file itself stays as it is."""
+    task = tasks.get("prosqa")
+    problems = task.generate(5, seed=3, mode="balanced")
+    write_problems(tmp_path / "mine.jsonl", problems)
+    chosen = select_problems(task="prosqa", data=tmp_path / "mine.jsonl", rendering="symbolic")
+    for old, new in zip(problems, chosen.problems, strict=True):
+        assert old.graph is not None
+        assert new.graph is not None
+        assert new.graph.edges == old.graph.edges
+        assert len(new.steps) == len(old.steps)
+        assert new.question.count(" ; ") == len(new.graph.edges)
+    assert chosen.source.endswith("mine.jsonl, written as symbolic with seed 1000000")
+    again = select_problems(task="prosqa", data=problems, rendering="symbolic", seed=7)
+    assert again.problems != chosen.problems
+    assert select_problems(task="prosqa", data=problems).problems == problems
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("prosqa", {"mode": "balanced"}, "mode: for generated problems alone, and these are given; leave it out"),
+        ("prosqa", {"rendering": "verse"}, "unknown ProsQA rendering 'verse'"),
+        ("gsm8k", {"rendering": "symbolic"}, "the problems of gsm8k cannot be written in a rendering"),
+    ],
+)
+def test_what_given_problems_cannot_take_is_refused(task: str, settings: dict[str, str], message: str) -> None:
+    """A setting of the generator is not dropped in silence where nothing is generated."""
+    with pytest.raises(ConfigError, match=message):
+        select_problems(task=task, data=tasks.get(task).generate(2, seed=0), **settings)
 
 
 def test_the_model_knows_its_grader(trained: Path, tmp_path: Path) -> None:

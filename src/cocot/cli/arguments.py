@@ -212,7 +212,10 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     )
     source.add_argument("--seed", type=_ANY, default=1_000_000, help="seed of the generator (default: %(default)s)")
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
-    source.add_argument("--rendering", help="prosqa and prontoqa: sentences or symbolic")
+    source.add_argument(
+        "--rendering",
+        help="prosqa and prontoqa: sentences or symbolic; with --data, prosqa: write the file's problems so",
+    )
     source.add_argument("--layers", type=_SIZE, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=_SIZE, help="prosqa balanced: nodes a layer")
     source.add_argument("--nodes", type=_SIZE, help="prosqa balanced: nodes in all")

@@ -11,20 +11,21 @@ Read next: `evaluation/evaluate.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from cocot import tasks
 from cocot.assets import locate
-from cocot.errors import RunError
+from cocot.errors import ConfigError, RunError
 from cocot.modeling.loading import saved_settings
 from cocot.modeling.thought_settings import thought_settings
 from cocot.system.files import read_json
 from cocot.tasks.base import Task
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
+from cocot.tasks.prosqa import ProsQA
 from cocot.training.config import RunConfig
 from cocot.training.run_folder import RunFolder, fingerprint, run_of
 from cocot.training.schedule import problems_of_files
@@ -71,11 +72,12 @@ def select_problems(
         data: Problems, or a file of them.
         count: How many to generate.
         seed: Of the generator.
-        **settings: Of the generator, such as `mode="balanced"`.
+        **settings: Of the generator, such as `mode="balanced"`. `rendering` also goes with problems of ProsQA that are
+            given: they are written down again.
 
     Raises:
         DataError: the file cannot be read.
-        ConfigError: there is no such task, or its generator has no such setting.
+        ConfigError: there is no such task, its generator has no such setting, or the setting is not for given problems.
         ModelError: there is no such model.
         RunError: the run's own file was changed after the training.
     """
@@ -87,9 +89,9 @@ def select_problems(
     grading = task if isinstance(task, Task) else tasks.get(name)
     if isinstance(data, str | PathLike):
         problems = read_problems(fspath(data))
-        return Selection(grading, problems, grader, f"{len(problems):,} of {fspath(data)}")
+        return _written(Selection(grading, problems, grader, f"{len(problems):,} of {fspath(data)}"), seed, **settings)
     if data is not None:
-        return Selection(grading, list(data), grader, f"{len(data):,} given")
+        return _written(Selection(grading, list(data), grader, f"{len(data):,} given"), seed, **settings)
     if task is None and run and config:
         if not given and (config.data.train or config.data.valid):
             problems, source = _validated_on(run, config)
@@ -98,6 +100,23 @@ def select_problems(
             given = {**config.data.generate, **config.data.valid_generate, **given}
     problems = grading.generate(count, seed=seed, **given)
     return Selection(grading, problems, grader, f"{len(problems):,} generated with seed {seed}")
+
+
+def _written(given: Selection, seed: int, rendering: str | None = None, **settings: Any) -> Selection:
+    """Problems that were not generated here, written down in another rendering if one is asked for.
+
+    Raises:
+        ConfigError: a setting is of generated problems, or the task has one rendering only.
+        DataError: a problem has nothing from which it could be written again.
+    """
+    if settings:
+        raise ConfigError(f"{', '.join(settings)}: for generated problems alone, and these are given; leave it out.")
+    if rendering is None:
+        return given
+    if not isinstance(given.task, ProsQA):
+        raise ConfigError(f"the problems of {given.task.name} cannot be written in a rendering; leave rendering out.")
+    problems = [given.task.render(problem, rendering, seed) for problem in given.problems]
+    return replace(given, problems=problems, source=f"{given.source}, written as {rendering} with seed {seed}")
 
 
 def _grader(task: str | Task | None, model: Any, config: RunConfig | None) -> tuple[str, str]:
