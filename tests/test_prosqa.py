@@ -695,6 +695,30 @@ def test_hops_choose_the_options(settings):
     assert {True, False} == set(leaves)
 
 
+@pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
+@pytest.mark.parametrize("mode", ["released", "paper", ["released", "paper"]], ids=str)
+def test_questions_may_begin_at_any_root(mode, rendering):
+    """At any node with an out-edge, in sentences any person; the root does not reach the distractor, which is like the
+    target: a leaf or none, and with an in-edge. Graphs without such questions are as they were."""
+    settings = {"mode": mode, "rendering": rendering, "hops": [1, 2, 3, 4], "questions": 8, "any_root": True}
+    problems = TASK.generate(800, seed=11, **settings)
+    roots = set()
+    for problem in problems:
+        check_solution(problem)
+        graph = problem.graph
+        sources, concepts = ({edge[end] for edge in graph.edges} for end in (0, 1))
+        reached = distances_from(graph.root, graph.edges)
+        assert reached[graph.target] == len(problem.steps) in settings["hops"]
+        assert graph.distractor not in reached
+        assert {graph.target, graph.distractor} <= concepts
+        assert (graph.target in sources) == (graph.distractor in sources)
+        assert rendering == "symbolic" or graph.root not in concepts
+        roots.add(graph.root)
+    assert len(roots) > 5
+    is_inner = [problem.graph.root in {node for _, node in problem.graph.edges} for problem in problems]
+    assert any(is_inner) == (rendering == "symbolic")
+
+
 @pytest.mark.parametrize("mode", ["released", "paper"])
 def test_each_question_draws_its_hops_among_those_of_its_graph(mode):
     """Hops 1 and 2, which nearly every graph offers, come alike often; 6, which few offer, come less."""
@@ -867,6 +891,9 @@ def test_frontiers_are_the_names_at_each_distance(mode):
         ({"hops": 6, "ids": [8, 20]}, ["6 hops", "'released'", "ids=8", "raise ids"]),
         ({"mode": "balanced", "hops": 4}, ["hops", "at most 3", "got 4"]),
         ({"mode": "balanced", "hops": [2, 3], "layers": [1, 3]}, ["2 hops", "'balanced'", "layers=1", "raise layers"]),
+        ({"any_root": True}, ["any_root needs hops", "leave any_root out"]),
+        ({"any_root": 1, "hops": 3}, ["any_root", "true or false", "got 1"]),
+        ({"mode": "balanced", "hops": 3, "any_root": True}, ["'balanced'", "any_root", "'released' or 'paper'"]),
         ({"questions": 0}, ["questions", "at least 1", "got 0"]),
         ({"questions": [2]}, ["questions", "whole number", "got [2]"]),
         ({"question": 2}, ["setting", "'question'", "did you mean 'questions'?"]),

@@ -189,6 +189,7 @@ class ProsQA(Task):
         questions: int = 1,
         hops: int | Sequence[int] | None = None,
         ids: int | Sequence[int] | None = None,
+        any_root: bool = False,
         layers: int | Sequence[int] | None = None,
         width: int | None = None,
         nodes: int | None = None,
@@ -217,6 +218,9 @@ class ProsQA(Task):
                 last).
             ids: Only `released`, with `hops`, and `paper`: nodes that the law grows, roots included (default 28, 23);
                 of several, each graph draws one. Those that stay isolated are dropped.
+            any_root: Only `released` and `paper`, with `hops`: a question may begin at any node that has an out-edge,
+                in `sentences` at any person, so that those about one graph differ in what they search; the
+                distractor is any node with an in-edge that it does not reach, a leaf if the target is one.
             layers: Only `balanced`: layers under each root (default 3); of several, each graph draws one.
             width: Only `balanced`: nodes in a layer of one family (default 2).
             nodes: Only `balanced`: total number of nodes; those beyond the two families are noise.
@@ -248,6 +252,7 @@ class ProsQA(Task):
         check_whole("questions", questions, 1, _MOST_QUESTIONS)
         names = (len(_PERSONS), len(_CONCEPTS))
         given = {"layers": layers, "width": width, "nodes": nodes, "parents": parents, "hops": hops, "ids": ids}
+        given["any_root"] = any_root or None
         sizes = check_sizes(modes, rendering, names, given)
         renderer = _renderer(rendering, symbols, modes, sizes)
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)

@@ -13,16 +13,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from cocot.errors import ConfigError
 
 Edge = tuple[int, int]
 _Leaves = tuple[list[int], list[int]]  # those below root 0 alone, those below root 1 alone
-_Choice = tuple[int, list[int]]  # a target, and the nodes of which one becomes its distractor
+_Choice = tuple[int, int, list[int]]  # a root, a target, and the nodes of which one becomes the distractor
 _T = TypeVar("_T")
 
 _MEAN_PARENTS = 1.5
@@ -64,6 +64,8 @@ class Sizes(NamedTuple):
         hops: Steps from root to target; None for those of the mode's law.
         ids: Modes `released` and `paper`: nodes that are grown; None for those of the mode's law.
         names: The most nodes without an in-edge, and the most with one; a graph with more is grown again.
+        starts: Modes `released` and `paper`: questions begin at one of the two `roots`, at any node without an in-edge
+            (`sources`), or at `any` node with an out-edge.
     """
 
     layers: tuple[int, ...]
@@ -73,6 +75,7 @@ class Sizes(NamedTuple):
     hops: tuple[int, ...] | None
     ids: tuple[int, ...] | None
     names: tuple[int, int] | None
+    starts: Literal["roots", "sources", "any"] = "roots"
 
 
 def one_of(rng: Random, values: Sequence[_T]) -> _T:
@@ -211,7 +214,7 @@ def _law_choices(rng: Random, law: Law, grown: Growth) -> Iterator[_Choice]:
     leaves = [n for n in alone if grown.labels[n] == 1], [n for n in alone if grown.labels[n] == 2]
     if all(leaves):
         for target in law.targets(rng, leaves, grown.depths):
-            yield target, leaves[2 - grown.labels[target]]
+            yield grown.labels[target] - 1, target, leaves[2 - grown.labels[target]]
 
 
 def _hop_choices(rng: Random, grown: Growth, hops: Sequence[int]) -> Iterator[_Choice]:
@@ -226,10 +229,46 @@ def _hop_choices(rng: Random, grown: Growth, hops: Sequence[int]) -> Iterator[_C
         others = groups.get((3 - label, is_inner), [])
         for node in nodes:
             if others and grown.depths[node] in hops:
-                offered[grown.depths[node]].append((node, others))
+                offered[grown.depths[node]].append((label - 1, node, others))
+    return _of_offered(rng, offered)
+
+
+def _any_choices(rng: Random, grown: Growth, hops: Sequence[int], has_parents: bool) -> Iterator[_Choice]:
+    """Questions that begin at any node; the distractor has an in-edge, too, and is a leaf if the target is one.
+
+    Args:
+        rng: The source of chance.
+        grown: The graph.
+        hops: Steps from the node to the target.
+        has_parents: Whether a question may begin at a node that has an in-edge.
+    """
+    edges = [(source, node) for node, above in enumerate(grown.parents) for source in above]
+    inner = {source for source, _ in edges}
+    options = [node for node, above in enumerate(grown.parents) if above]
+    offered = defaultdict(list)
+    for start in sorted(inner):
+        if has_parents or not grown.parents[start]:
+            distances, _ = search(edges, [start])
+            for target, distance in distances.items():
+                like = [n for n in options if n not in distances and (n in inner) == (target in inner)]
+                if like and distance in hops:
+                    offered[distance].append((start, target, like))
+    return _of_offered(rng, offered)
+
+
+def _of_offered(rng: Random, offered: Mapping[int, list[_Choice]]) -> Iterator[_Choice]:
+    """First a distance of those that there are, then one of the choices."""
     distances = sorted(offered)
     while distances:
         yield rng.choice(offered[one_of(rng, distances)])
+
+
+def _choices(rng: Random, law: Law, grown: Growth, sizes: Sizes) -> Iterator[_Choice]:
+    if sizes.hops is None:
+        return _law_choices(rng, law, grown)
+    if sizes.starts == "roots":
+        return _hop_choices(rng, grown, sizes.hops)
+    return _any_choices(rng, grown, sizes.hops, has_parents=sizes.starts == "any")
 
 
 def grow(rng: Random, law: Law, sizes: Sizes) -> DrawnGraph:
@@ -242,7 +281,7 @@ def grow(rng: Random, law: Law, sizes: Sizes) -> DrawnGraph:
     tries = min(_MOST_TRIES, max(20, _MOST_WORK // num_ids**2))
     for _ in range(tries):
         grown = _grow(rng, law, num_ids)
-        choices = _law_choices(rng, law, grown) if sizes.hops is None else _hop_choices(rng, grown, sizes.hops)
+        choices = _choices(rng, law, grown, sizes)
         first = next(choices, None)
         used = {node for node, above in enumerate(grown.parents) if above}.union(*grown.parents)
         if first is not None and _has_names(grown, used, sizes.names):
@@ -265,9 +304,7 @@ def _without_isolated(rng: Random, grown: Growth, used: list[int], choices: Iter
     """The graph of the nodes that have an edge, numbered in order."""
     new = {node: index for index, node in enumerate(used)}
     edges = [(new[source], new[node]) for node in used for source in grown.parents[node]]
-    queries = (
-        Query(grown.labels[target] - 1, new[target], new[rng.choice(distractors)]) for target, distractors in choices
-    )
+    queries = (Query(new[root], new[target], new[rng.choice(others)]) for root, target, others in choices)
     return DrawnGraph(len(used), edges, queries)
 
 

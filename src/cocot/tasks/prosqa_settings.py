@@ -18,7 +18,10 @@ MOST_NODES = 100_000
 _MOST_IDS = 1_000  # a new id weighs all that were there before
 
 # Settings that not every mode has, and the modes that have them.
-_MODES_WITH = {**dict.fromkeys(("layers", "width", "nodes", "parents"), ("balanced",)), "ids": tuple(LAWS)}
+_MODES_WITH = {
+    **dict.fromkeys(("layers", "width", "nodes", "parents"), ("balanced",)),
+    **dict.fromkeys(("ids", "any_root"), tuple(LAWS)),
+}
 
 
 def _whole(name: str, value: int | Sequence[int], low: int, high: int, why: str = "") -> tuple[int, ...]:
@@ -42,6 +45,10 @@ def _check_modes(modes: Sequence[str], given: Mapping[str, Any]) -> None:
             f"mode 'released' takes ids only with hops, got ids={given['ids']!r}: its own law has 28 ids and "
             "targets 3 to 6 steps from their root; say with hops how many steps the questions take, or leave ids out"
         )
+    if not isinstance(given["any_root"], bool | None):
+        raise ConfigError(f"any_root must be true or false, got {given['any_root']!r}")
+    if given["any_root"] and given["hops"] is None:
+        raise ConfigError("any_root needs hops: say how many steps the questions take, or leave any_root out")
 
 
 def check_sizes(modes: Sequence[str], rendering: str, names: tuple[int, int], given: Mapping[str, Any]) -> Sizes:
@@ -51,7 +58,7 @@ def check_sizes(modes: Sequence[str], rendering: str, names: tuple[int, int], gi
         modes: Known modes.
         rendering: A known rendering.
         names: How many names `sentences` has for nodes without an in-edge, and for nodes with one.
-        given: Each field of `Sizes` but `names`, as `ProsQA.generate` got it; None for its default.
+        given: What `ProsQA.generate` got for the graphs, by its names; None for a default.
 
     Raises:
         ConfigError: one of them is impossible, or has no meaning with these modes.
@@ -70,6 +77,7 @@ def check_sizes(modes: Sequence[str], rendering: str, names: tuple[int, int], gi
         ids=None if ids is None else _whole("ids", ids, 4, _MOST_IDS, " (2 roots and a node below each)"),
         # Without ids in both renderings: a seed has the same first graph in both, as it always had.
         names=names if rendering == "sentences" or ids is None else None,
+        starts="roots" if not given["any_root"] else "sources" if rendering == "sentences" else "any",
     )
     _check_nodes(sizes, 2 + names[1] if rendering == "sentences" else MOST_NODES)
     _check_hops(modes, sizes)
