@@ -24,7 +24,10 @@ from cocot.system.console import LOGGER
 if TYPE_CHECKING:
     from cocot.training.evaluation_problems import Selection
 
-_GENERATOR = ("mode", "rendering", "layers", "width", "nodes", "hops", "steps", "largest")
+_GENERATOR = (
+    *("mode", "rendering", "layers", "width", "nodes", "parents", "ids", "symbols", "questions", "hops"),
+    *("steps", "largest"),
+)
 _UNWRITTEN = "not written (--out says where to)"
 
 
