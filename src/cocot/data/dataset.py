@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch.utils.data import Dataset
 
-from cocot.data.encoding import Tokenized, encode_frontiers, tokenize_all
+from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
 from cocot.data.examples import Encoder, Example
 from cocot.data.shared_reading import num_common
 from cocot.errors import DataError
@@ -83,7 +83,7 @@ class StageData(Dataset[Example]):
 
     def _tokenize(self, problems: Sequence[Problem]) -> list[Tokenized]:
         tokenizer = self._encoder.tokenizer
-        cut = tokenize_all(problems, tokenizer)
+        cut = [tokenize(problem, tokenizer) for problem in problems]
         if self._frontiers is None:
             return cut
         frontiers = encode_frontiers(list(map(self._frontiers, problems)), tokenizer)

@@ -15,19 +15,15 @@ Read next: `data/examples.py` (how the pieces are put together).
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
 from typing import Any
 
 from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
 from cocot.errors import DataError, ModelError
 from cocot.methods.tokens import ANSWER_MARK, PAUSE, SPECIAL_TOKENS
 from cocot.tasks.problem import Problem
-
-_AT_ONCE = 1000
-"""Problems that one call of a tokenizer cuts; what it keeps of them until then takes memory."""
 
 _RARE = "\N{EGYPTIAN HIEROGLYPH A001}"
 """A letter that only a tokenizer which can spell everything gives back."""
@@ -51,37 +47,20 @@ class Tokenized:
 
 
 def tokenize(problem: Problem, tokenizer: Tokenizer) -> Tokenized:
-    """Cut one problem into token ids, piece by piece; raises as `tokenize_all`."""
-    return tokenize_all([problem], tokenizer)[0]
-
-
-def tokenize_all(problems: Iterable[Problem], tokenizer: Tokenizer) -> list[Tokenized]:
-    """Cut problems into token ids, piece by piece.
+    """Cut a problem into token ids, piece by piece.
 
     Raises:
         DataError: a word is not in the tokenizer's vocabulary, a text holds what the tokenizer can only read as a
             special token, the answer has no text, or a step holds the answer mark.
         ModelError: the tokenizer has no end-of-text token.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
+    if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-text token; set tokenizer.eos_token.")
-    rest = iter(problems)
-    parts = iter(lambda: list(islice(rest, _AT_ONCE)), [])
-    return [cut for part in parts for cut in _tokenize_part(part, tokenizer, end)]
-
-
-def _tokenize_part(problems: Sequence[Problem], tokenizer: Tokenizer, end: int) -> Iterator[Tokenized]:
-    """Cut a part of the problems with two calls of the tokenizer: two for each problem take several times as long."""
-    questions = [f"{problem.question}\n" for problem in problems]
-    others = [[*(f"{step}\n" for step in problem.steps), _answer_line(problem.answer)] for problem in problems]
-    rows = iter(encode_texts([*questions, *chain.from_iterable(others)], tokenizer))
-    asked = list(islice(rows, len(questions)))
-    begins = _begins(questions, asked, tokenizer)
-    for problem, question, begin in zip(problems, asked, begins, strict=True):
-        steps, answer = list(islice(rows, len(problem.steps))), next(rows)
-        _check_layout(problem, steps, answer, tokenizer)
-        yield Tokenized((*begin, *question), tuple(map(tuple, steps)), (*answer, end))
+    lines = [f"{problem.question}\n", *(f"{step}\n" for step in problem.steps), _answer_line(problem.answer)]
+    question, *steps, answer = encode_texts(lines, tokenizer)
+    _check_layout(problem, steps, answer, tokenizer)
+    begin = _begin(lines[0], question, tokenizer)
+    return Tokenized((*begin, *question), tuple(map(tuple, steps)), (*answer, tokenizer.eos_token_id))
 
 
 def encode_frontiers(
@@ -96,18 +75,17 @@ def encode_frontiers(
     Raises:
         DataError: the vocabulary lacks a word.
     """
-    words = sorted({word for sets in frontiers for words in sets for word in words})
+    words = sorted({word for sets in frontiers for right in sets for word in right})
     rows = encode_texts([f" {word}" for word in words], tokenizer)
     first = {word: ids[0] for word, ids in zip(words, rows, strict=True)}
-    return [tuple(tuple(sorted({first[word] for word in words})) for words in sets) for sets in frontiers]
+    return [tuple(tuple(sorted({first[word] for word in right})) for right in sets) for sets in frontiers]
 
 
 def encode_question(text: str, num_thoughts: int, settings: ThoughtSettings, tokenizer: Tokenizer) -> list[int]:
     """The prompt for a question that has no written solution; raises as `tokenize`."""
     line = f"{text}\n"
     (ids,) = encode_texts([line], tokenizer)
-    (begin,) = _begins([line], [ids], tokenizer)
-    return prompt([*begin, *ids], num_thoughts, settings, tokenizer)
+    return prompt([*_begin(line, ids, tokenizer), *ids], num_thoughts, settings, tokenizer)
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
@@ -139,13 +117,9 @@ def _rows(texts: Sequence[str], tokenizer: Tokenizer, *, adds_special_tokens: bo
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _begins(lines: Sequence[str], rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[list[int]]:
-    """What the tokenizer itself puts before each text; what it puts behind one is none of a question's."""
-    wholes = _rows(lines, tokenizer, adds_special_tokens=True)
-    return [_begin(*each) for each in zip(lines, rows, wholes, strict=True)]
-
-
-def _begin(line: str, ids: Sequence[int], whole: list[int]) -> list[int]:
+def _begin(line: str, ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer itself puts before a text; what it puts behind one is none of a question's."""
+    (whole,) = _rows([line], tokenizer, adds_special_tokens=True)
     for start in range(len(whole) - len(ids) + 1):
         if whole[start : start + len(ids)] == ids:
             return whole[:start]

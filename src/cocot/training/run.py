@@ -27,7 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from cocot import tasks
 from cocot.data.dataset import StageData
-from cocot.data.encoding import tokenize_all, with_head_room
+from cocot.data.encoding import tokenize, with_head_room
 from cocot.data.examples import Encoder
 from cocot.data.layout import prompt
 from cocot.errors import DataError, Interrupted
@@ -223,7 +223,7 @@ class RunInProgress:
         """
         count, asked = num_thoughts(self.config, planned.stage), self.config.train.eval_max_new_tokens
         encoder, limit = self.encoder, context_length(self.model)
-        cut = tokenize_all(self.data.valid_of(planned), encoder.tokenizer)
+        cut = [tokenize(item, encoder.tokenizer) for item in self.data.valid_of(planned)]
         longest = max(len(prompt(item.question, count, encoder.settings, encoder.tokenizer)) for item in cut)
         plain = Encoder(replace(self.config.curriculum, stage_mix=0.0), encoder.tokenizer)
         stage = replace(planned.stage, mixture=())
