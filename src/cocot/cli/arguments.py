@@ -214,7 +214,7 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--mode", help="prosqa: released, paper or balanced; prontoqa: released or balanced")
     source.add_argument(
         "--rendering",
-        help="prosqa and prontoqa: sentences or symbolic; with --data, prosqa: write the file's problems so",
+        help="prosqa and prontoqa: sentences or symbolic; with --data, prosqa alone",
     )
     source.add_argument("--layers", type=_SIZE, nargs="+", help="prosqa balanced: layers under each root")
     source.add_argument("--width", type=_SIZE, help="prosqa balanced: nodes a layer")

@@ -25,8 +25,18 @@ if TYPE_CHECKING:
     from cocot.training.evaluation_problems import Selection
 
 _GENERATOR = (
-    *("mode", "rendering", "layers", "width", "nodes", "parents", "ids", "symbols", "questions", "hops"),
-    *("steps", "largest"),
+    "mode",
+    "rendering",
+    "layers",
+    "width",
+    "nodes",
+    "parents",
+    "ids",
+    "symbols",
+    "questions",
+    "hops",
+    "steps",
+    "largest",
 )
 _UNWRITTEN = "not written (--out says where to)"
 

@@ -86,6 +86,20 @@ class Task:
         """
         return ()
 
+    def render(self, problem: Problem, rendering: str, seed: int) -> Problem:
+        """Write a problem down in another rendering; by default refused: the task has one rendering only.
+
+        Args:
+            problem: The problem, as generated or read from a file.
+            rendering: Name of one of the task's renderings.
+            seed: Any whole number; seeds what the rendering draws.
+
+        Raises:
+            ConfigError: the task cannot write problems in this rendering.
+            DataError: the problem has nothing from which it could be written again.
+        """
+        raise ConfigError(f"the problems of {self.name} cannot be written in a rendering; leave rendering out.")
+
 
 TASKS: Registry[Task] = Registry("task", "cocot.tasks")
 TaskClass = TypeVar("TaskClass", bound=type[Task])

@@ -25,7 +25,6 @@ from cocot.system.files import read_json
 from cocot.tasks.base import Task
 from cocot.tasks.files import read_problems
 from cocot.tasks.problem import Problem
-from cocot.tasks.prosqa import ProsQA
 from cocot.training.config import RunConfig
 from cocot.training.run_folder import RunFolder, fingerprint, run_of
 from cocot.training.schedule import problems_of_files
@@ -72,8 +71,8 @@ def select_problems(
         data: Problems, or a file of them.
         count: How many to generate.
         seed: Of the generator.
-        **settings: Of the generator, such as `mode="balanced"`. `rendering` also goes with problems of ProsQA that are
-            given: they are written down again.
+        **settings: Of the generator, such as `mode="balanced"`. `rendering` also goes with problems that are given, if
+            their task can write them down again (`Task.render`).
 
     Raises:
         DataError: the file cannot be read.
@@ -113,8 +112,6 @@ def _written(given: Selection, seed: int, rendering: str | None = None, **settin
         raise ConfigError(f"{', '.join(settings)}: for generated problems alone, and these are given; leave it out.")
     if rendering is None:
         return given
-    if not isinstance(given.task, ProsQA):
-        raise ConfigError(f"the problems of {given.task.name} cannot be written in a rendering; leave rendering out.")
     problems = [given.task.render(problem, rendering, seed) for problem in given.problems]
     return replace(given, problems=problems, source=f"{given.source}, written as {rendering} with seed {seed}")
 
