@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean, variance
@@ -695,6 +696,16 @@ def test_hops_choose_the_options(settings):
     assert {True, False} == set(leaves)
 
 
+@pytest.mark.parametrize("mode", ["released", "paper", "balanced"])
+def test_short_steps_are_the_names_of_the_same_steps(mode):
+    """Nothing else of a problem changes: not its question, answer or graph."""
+    short = TASK.generate(200, seed=3, mode=mode, short_steps=True)
+    for with_names, published in zip(short, TASK.generate(200, seed=3, mode=mode), strict=True):
+        names = [re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", step).groups() for step in published.steps]
+        assert with_names.steps == tuple(f"{source} {target}." for source, target in names)
+        assert replace(with_names, steps=()) == replace(published, steps=())
+
+
 @pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
 @pytest.mark.parametrize("mode", ["released", "paper", ["released", "paper"]], ids=str)
 def test_questions_may_begin_at_any_root(mode, rendering):
@@ -894,6 +905,8 @@ def test_frontiers_are_the_names_at_each_distance(mode):
         ({"any_root": True}, ["any_root needs hops", "leave any_root out"]),
         ({"any_root": 1, "hops": 3}, ["any_root", "true or false", "got 1"]),
         ({"mode": "balanced", "hops": 3, "any_root": True}, ["'balanced'", "any_root", "'released' or 'paper'"]),
+        ({"short_steps": 1}, ["short_steps", "true or false", "got 1"]),
+        ({"rendering": "symbolic", "short_steps": True}, ["'symbolic'", "short", "leave short_steps out"]),
         ({"questions": 0}, ["questions", "at least 1", "got 0"]),
         ({"questions": [2]}, ["questions", "whole number", "got [2]"]),
         ({"question": 2}, ["setting", "'question'", "did you mean 'questions'?"]),

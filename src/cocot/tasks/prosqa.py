@@ -66,9 +66,11 @@ class _Rendering(NamedTuple):
     edge: str
     question: str
     answer: str
+    step: str | None = None  # a step of the chain; None: the sentence of its edge, word for word
 
 
 _MOST_QUESTIONS = 1_000_000
+_SHORT_STEP = "{} {}."
 _RENDERINGS = {
     "sentences": _Rendering(
         _sentence_names, "Every ", "{} is a {}.", "{facts} Is {root} a {} or {}?", "{root} is a {target}."
@@ -100,6 +102,12 @@ def _write_facts(rng: Random, drawn: DrawnGraph, rendering: _Rendering) -> _Writ
     return _Written(names, tuple(drawn.edges), sentences, facts)
 
 
+def _step(written: _Written, edge: Edge, rendering: _Rendering) -> str:
+    if rendering.step is None:
+        return written.sentences[edge]
+    return rendering.step.format(written.names[edge[0]], written.names[edge[1]])
+
+
 def _write(rng: Random, drawn: DrawnGraph, rendering: _Rendering) -> Iterator[Problem]:
     """Problems about one graph, as many as it has queries: their facts are the same word for word."""
     written = None
@@ -110,7 +118,7 @@ def _write(rng: Random, drawn: DrawnGraph, rendering: _Rendering) -> Iterator[Pr
         root, target, distractor = (written.names[node] for node in query)
         yield Problem(
             question=rendering.question.format(*rng.sample([target, distractor], 2), facts=written.facts, root=root),
-            steps=tuple(written.sentences[edge] for edge in path),
+            steps=tuple(_step(written, edge, rendering) for edge in path),
             answer=rendering.answer.format(root=root, target=target),
             graph=Graph(written.names, written.edges, *query),
         )
@@ -125,9 +133,15 @@ def _known(kind: str, table: Mapping[str, _T], name: str) -> _T:
     raise ConfigError(f"unknown ProsQA {kind} {name!r}: {hint}choose one of {', '.join(table)}")
 
 
-def _renderer(rendering: str, symbols: int | None, modes: Sequence[str], sizes: Sizes) -> _Rendering:
-    """The rendering of that name, with names from as many symbols as there are."""
+def _renderer(rendering: str, short_steps: bool, symbols: int | None, modes: Sequence[str], sizes: Sizes) -> _Rendering:
+    """The rendering of that name, with short steps if asked for, and with names from as many symbols as there are."""
     renderer = _known("rendering", _RENDERINGS, rendering)
+    if not isinstance(short_steps, bool):
+        raise ConfigError(f"short_steps must be true or false, got {short_steps!r}")
+    if short_steps and rendering != "sentences":
+        raise ConfigError(f"the steps of rendering {rendering!r} are short as they are: leave short_steps out")
+    if short_steps:
+        renderer = renderer._replace(step=_SHORT_STEP)
     if symbols is None:
         return renderer
     if rendering != "symbolic":
@@ -186,6 +200,7 @@ class ProsQA(Task):
         seed: int,
         mode: str | Sequence[str] = "released",
         rendering: str = "sentences",
+        short_steps: bool = False,
         questions: int = 1,
         hops: int | Sequence[int] | None = None,
         ids: int | Sequence[int] | None = None,
@@ -209,6 +224,9 @@ class ProsQA(Task):
                 (no shortcut: without its entity the question says nothing about the answer). Of several, each
                 graph draws one.
             rendering: `sentences` (the published format) or `symbolic` (one token a node, the root last).
+            short_steps: Only `sentences`: a step of the chain is its two names alone, `Tom lempus.`; facts, question
+                and answer stay as published. A small model then learns far sooner to look up the next step, because the
+                name to look up stands right before the one to write.
             questions: Questions about each graph, one after another: the same facts word for word, then a root, two
                 options and their order of its own, so that training can read a graph once for several questions.
             hops: Steps from the root to the target on a shortest way; of several, each question draws one of those
@@ -254,7 +272,7 @@ class ProsQA(Task):
         given = {"layers": layers, "width": width, "nodes": nodes, "parents": parents, "hops": hops, "ids": ids}
         given["any_root"] = any_root or None
         sizes = check_sizes(modes, rendering, names, given)
-        renderer = _renderer(rendering, symbols, modes, sizes)
+        renderer = _renderer(rendering, short_steps, symbols, modes, sizes)
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
         graphs = (one_of(rng, samplers)(rng, sizes) for _ in repeat(None))
         return list(islice(chain.from_iterable(islice(_write(rng, g, renderer), questions) for g in graphs), count))
