@@ -697,13 +697,18 @@ def test_hops_choose_the_options(settings):
 
 
 @pytest.mark.parametrize("mode", ["released", "paper", "balanced"])
-def test_short_steps_are_the_names_of_the_same_steps(mode):
+@pytest.mark.parametrize(
+    ("rendering", "short_steps", "text"),
+    [("sentences", "pairs", "{} {}."), ("sentences", "names", "{1}"), ("symbolic", "names", "{1}")],
+)
+def test_short_steps_are_the_names_of_the_same_steps(mode, rendering, short_steps, text):
     """Nothing else of a problem changes: not its question, answer or graph."""
-    short = TASK.generate(200, seed=3, mode=mode, short_steps=True)
-    for with_names, published in zip(short, TASK.generate(200, seed=3, mode=mode), strict=True):
-        names = [re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", step).groups() for step in published.steps]
-        assert with_names.steps == tuple(f"{source} {target}." for source, target in names)
-        assert replace(with_names, steps=()) == replace(published, steps=())
+    settings = {"seed": 3, "mode": mode, "rendering": rendering}
+    pairs = zip(TASK.generate(200, short_steps=short_steps, **settings), TASK.generate(200, **settings), strict=True)
+    for short, published in pairs:
+        names = [re.fullmatch(r"(?:Every )?(\w+) (?:is a )?(\w+) ?[.;]", step).groups() for step in published.steps]
+        assert short.steps == tuple(text.format(*step) for step in names)
+        assert replace(short, steps=()) == replace(published, steps=())
 
 
 @pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
@@ -905,8 +910,8 @@ def test_frontiers_are_the_names_at_each_distance(mode):
         ({"any_root": True}, ["any_root needs hops", "leave any_root out"]),
         ({"any_root": 1, "hops": 3}, ["any_root", "true or false", "got 1"]),
         ({"mode": "balanced", "hops": 3, "any_root": True}, ["'balanced'", "any_root", "'released' or 'paper'"]),
-        ({"short_steps": 1}, ["short_steps", "true or false", "got 1"]),
-        ({"rendering": "symbolic", "short_steps": True}, ["'symbolic'", "short", "leave short_steps out"]),
+        ({"short_steps": "pair"}, ["short_steps", "'pair'", "did you mean 'pairs'"]),
+        ({"rendering": "symbolic", "short_steps": "pairs"}, ["'symbolic'", "leave short_steps out"]),
         ({"questions": 0}, ["questions", "at least 1", "got 0"]),
         ({"questions": [2]}, ["questions", "whole number", "got [2]"]),
         ({"question": 2}, ["setting", "'question'", "did you mean 'questions'?"]),

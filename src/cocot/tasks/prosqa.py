@@ -70,7 +70,7 @@ class _Rendering(NamedTuple):
 
 
 _MOST_QUESTIONS = 1_000_000
-_SHORT_STEP = "{} {}."
+_SHORT_STEPS = {"pairs": "{source} {target}.", "names": "{target}"}
 _RENDERINGS = {
     "sentences": _Rendering(
         _sentence_names, "Every ", "{} is a {}.", "{facts} Is {root} a {} or {}?", "{root} is a {target}."
@@ -105,7 +105,7 @@ def _write_facts(rng: Random, drawn: DrawnGraph, rendering: _Rendering) -> _Writ
 def _step(written: _Written, edge: Edge, rendering: _Rendering) -> str:
     if rendering.step is None:
         return written.sentences[edge]
-    return rendering.step.format(written.names[edge[0]], written.names[edge[1]])
+    return rendering.step.format(source=written.names[edge[0]], target=written.names[edge[1]])
 
 
 def _write(rng: Random, drawn: DrawnGraph, rendering: _Rendering) -> Iterator[Problem]:
@@ -133,15 +133,15 @@ def _known(kind: str, table: Mapping[str, _T], name: str) -> _T:
     raise ConfigError(f"unknown ProsQA {kind} {name!r}: {hint}choose one of {', '.join(table)}")
 
 
-def _renderer(rendering: str, short_steps: bool, symbols: int | None, modes: Sequence[str], sizes: Sizes) -> _Rendering:
+def _renderer(
+    rendering: str, short_steps: str | None, symbols: int | None, modes: Sequence[str], sizes: Sizes
+) -> _Rendering:
     """The rendering of that name, with short steps if asked for, and with names from as many symbols as there are."""
     renderer = _known("rendering", _RENDERINGS, rendering)
-    if not isinstance(short_steps, bool):
-        raise ConfigError(f"short_steps must be true or false, got {short_steps!r}")
-    if short_steps and rendering != "sentences":
-        raise ConfigError(f"the steps of rendering {rendering!r} are short as they are: leave short_steps out")
-    if short_steps:
-        renderer = renderer._replace(step=_SHORT_STEP)
+    if short_steps is not None:
+        renderer = renderer._replace(step=_known("setting short_steps", _SHORT_STEPS, short_steps))
+    if short_steps == "pairs" and rendering == "symbolic":
+        raise ConfigError("the steps of rendering 'symbolic' are pairs as they are: leave short_steps out")
     if symbols is None:
         return renderer
     if rendering != "symbolic":
@@ -200,7 +200,7 @@ class ProsQA(Task):
         seed: int,
         mode: str | Sequence[str] = "released",
         rendering: str = "sentences",
-        short_steps: bool = False,
+        short_steps: str | None = None,
         questions: int = 1,
         hops: int | Sequence[int] | None = None,
         ids: int | Sequence[int] | None = None,
@@ -224,9 +224,10 @@ class ProsQA(Task):
                 (no shortcut: without its entity the question says nothing about the answer). Of several, each
                 graph draws one.
             rendering: `sentences` (the published format) or `symbolic` (one token a node, the root last).
-            short_steps: Only `sentences`: a step of the chain is its two names alone, `Tom lempus.`; facts, question
-                and answer stay as published. A small model then learns far sooner to look up the next step, because the
-                name to look up stands right before the one to write.
+            short_steps: How a step of the chain is written in place of the sentence of its edge: `pairs` is its two
+                names alone, `Tom lempus.`, `names` the one that it leads to, `lempus`. Facts, question and answer stay
+                as published. A small model then learns far sooner to look up the next step, because the name to look
+                up stands right before the one to write.
             questions: Questions about each graph, one after another: the same facts word for word, then a root, two
                 options and their order of its own, so that training can read a graph once for several questions.
             hops: Steps from the root to the target on a shortest way; of several, each question draws one of those
