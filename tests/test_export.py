@@ -192,12 +192,15 @@ def test_what_would_be_wrong_in_silence_is_refused(rows: Any, settings: dict[str
 
 @pytest.mark.parametrize("filler", [LATENT, PAUSE, None])
 @pytest.mark.parametrize("start_marker", [True, False])
+@pytest.mark.parametrize("end_marker", [True, False])
 @pytest.mark.parametrize("bos", [True, False])
-def test_the_template_writes_what_training_wrote(filler: str | None, start_marker: bool, bos: bool) -> None:
+def test_the_template_writes_what_training_wrote(
+    filler: str | None, start_marker: bool, end_marker: bool, bos: bool
+) -> None:
     """The same ids, for every kind of method and tokenizer; more than one message is refused."""
     tokenizer = with_bos() if bos else TOKENIZER
     latent_id: Any = tokenizer.convert_tokens_to_ids(LATENT)
-    settings = ThoughtSettings(latent_id, filler, NUM_THOUGHTS if filler else 0, start_marker)
+    settings = ThoughtSettings(latent_id, filler, NUM_THOUGHTS if filler else 0, start_marker, end_marker)
     template = chat_template(settings, tokenizer)
     for question in QUESTIONS[:2]:
         chat = [{"role": "user", "content": question}]

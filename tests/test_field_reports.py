@@ -139,7 +139,13 @@ def test_a_trained_head_is_not_replaced_by_the_embeddings(tmp_path):
     assert torch.equal(cocot.load(tmp_path)[0].get_output_embeddings().weight, head)
 
 
-_THOUGHTS = {"latent_id": LATENT_ID, "filler": "<|latent|>", "num_thoughts": 2, "start_marker": True}
+_THOUGHTS = {
+    "latent_id": LATENT_ID,
+    "filler": "<|latent|>",
+    "num_thoughts": 2,
+    "start_marker": True,
+    "end_marker": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,7 @@ _THOUGHTS = {"latent_id": LATENT_ID, "filler": "<|latent|>", "num_thoughts": 2, 
         *({**_THOUGHTS, "filler": value} for value in ("", "<|thought|>", 3, ["<|latent|>"])),
         *({**_THOUGHTS, "num_thoughts": value} for value in (-1, 1.5, "2", True, [2])),
         *({**_THOUGHTS, "start_marker": value} for value in (None, 1, "no")),
+        *({**_THOUGHTS, "end_marker": value} for value in (None, 1, "no")),
     ],
 )
 def test_thought_settings_that_cannot_be_used_are_refused(folder, settings):

@@ -82,8 +82,23 @@ def test_answers_are_the_definitions(name, num_thoughts, batch_size):
     assert {given.num_thoughts for given in answers} == {num_thoughts}
 
 
-def test_the_test_above_sees_all_cases():
-    """Its texts differ from each other, with the thoughts and in length; some end themselves and some do not."""
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_without_an_end_marker_the_last_thought_writes_the_first_word(name, batch_size, monkeypatch):
+    """A prompt that ends with a thought is answered as the definition answers it."""
+    model = thinker(name)
+    settings = ThoughtSettings(LATENT_ID, start_marker=False, end_marker=False)
+    monkeypatch.setattr(model.config, "thoughts", settings.to_json())
+    questions = make_questions()
+    prompts = [encode_question(question, 2, settings, TOKENIZER) for question in questions]
+    assert {ids[-1] for ids in prompts} == {LATENT_ID}
+    expected = [reference.greedy(bare(name), ids, LATENT_ID, EOS, BANNED, MAX_NEW) for ids in prompts]
+    answers = answer(model, TOKENIZER, questions, 2, MAX_NEW, batch_size)
+    assert [given.output for given in answers] == [text_of(tokens) for tokens in expected]
+
+
+def test_the_tests_above_see_all_cases():
+    """Their texts differ from each other, with the thoughts and in length; some end themselves and some do not."""
     texts = {(name, count): written_by_definition(name, count) for name in MODELS for count in (0, 1, 3)}
     ends = [tokens[-1] == EOS for written in texts.values() for tokens in written]
     assert 0.2 < sum(ends) / len(ends) < 0.8

@@ -145,12 +145,19 @@ def test_the_saved_settings_ask_as_the_last_stage_does(method: str) -> None:
     assert asked == example.input_ids[: example.prompt_length]
 
 
-def test_without_a_start_marker_the_first_thought_follows_the_question() -> None:
-    """`start_marker: false` leaves `<|start-latent|>` out and nothing else."""
-    config = config_of(start_marker=False)
+@pytest.mark.parametrize(
+    ("start_marker", "end_marker", "text"), [(False, True, "* * ]"), (True, False, "[ * *"), (False, False, "* *")]
+)
+def test_without_markers_thoughts_stand_between_the_question_and_the_words(
+    start_marker: bool, end_marker: bool, text: str
+) -> None:
+    """Each setting leaves its own marker out and nothing else; the loss begins with the first word behind them."""
+    config = config_of(start_marker=start_marker, end_marker=end_marker)
     example = encode(config, stage_of(config, "stage_1"))
     tokenizer = build_tokenizer([PROBLEM])
-    assert example.input_ids == words("is a b ? * * ] b c c c d ### d ! .", tokenizer)
+    answer = "b c c c d ### d ! ."
+    assert example.input_ids == words(f"is a b ? {text} {answer}", tokenizer)
+    assert [label for label in example.labels if label != IGNORED] == words(answer, tokenizer)
 
 
 def test_a_model_that_thinks_in_words_can_be_asked_with_thoughts() -> None:

@@ -63,6 +63,7 @@ class Encoder:
             filler=self.config.chosen.filler,
             num_thoughts=self.config.num_thoughts,
             start_marker=self.config.start_marker,
+            end_marker=self.config.end_marker,
         )
         object.__setattr__(self, "settings", settings)
 

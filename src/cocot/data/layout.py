@@ -29,6 +29,7 @@ class ThoughtSettings:
         filler: Token that the model was trained to think with; None if it was trained to think in words or not at all.
         num_thoughts: How many of them it was trained to need before the answer; None for a model not trained here.
         start_marker: Whether `<|start-latent|>` stands before them.
+        end_marker: Whether `<|end-latent|>` stands behind them.
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
         recomputes: Of an exported model: whether every thought reads all columns again (see `modeling/self_test.py`).
         modules_of: Name of the method whose modules the model keeps (`Method.keeps_modules`); None for most models.
@@ -38,6 +39,7 @@ class ThoughtSettings:
     filler: str | None = LATENT
     num_thoughts: int | None = number(None, low=0, high=_MOST)
     start_marker: bool = True
+    end_marker: bool = True
     task: str | None = None
     recomputes: bool = False
     modules_of: str | None = None
@@ -92,4 +94,5 @@ def prompt(question: Sequence[int], num_thoughts: int, settings: ThoughtSettings
         return list(question)
     filler = tokenizer.convert_tokens_to_ids(settings.filler or LATENT)
     start = [tokenizer.convert_tokens_to_ids(START)] if settings.start_marker else []
-    return [*question, *start, *[filler] * num_thoughts, tokenizer.convert_tokens_to_ids(END)]
+    end = [tokenizer.convert_tokens_to_ids(END)] if settings.end_marker else []
+    return [*question, *start, *[filler] * num_thoughts, *end]

@@ -193,6 +193,9 @@ class CurriculumConfig:
         phases: Phases before the stages, in order: on easier problems, at any stage or mixture of stages.
         start_marker: Whether `<|start-latent|>` stands before the thoughts. A very small model learns sooner when
             the first thought follows the last token of the question directly.
+        end_marker: Whether `<|end-latent|>` stands behind the thoughts. Without both markers a thought stands exactly
+            where the next word of the chain would stand, and the state that becomes the next thought is the one that
+            would write that word: what a model has learned in words serves its thoughts.
         icot_tokens_per_stage: Tokens that each stage of icot removes.
         icot_smoothing: icot removes o further tokens with probability proportional to exp(-icot_smoothing * o).
     """
@@ -208,6 +211,7 @@ class CurriculumConfig:
     advance_at: float | None = number(None, low=0, high=1)
     phases: list[Phase] = field(default_factory=list)
     start_marker: bool = True
+    end_marker: bool = True
     icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
     icot_smoothing: float = number(4.0, above=0, high=1e12)
 

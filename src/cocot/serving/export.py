@@ -128,9 +128,9 @@ def chat_template(settings: ThoughtSettings, tokenizer: PreTrainedTokenizerBase)
     question = "{{ messages[0]['content'] }}{{ '\\n' }}"
     thoughts = ""
     if settings.filler is not None:
-        start = START if settings.start_marker else ""
+        start, end = START if settings.start_marker else "", END if settings.end_marker else ""
         loop = f"{{% for _ in range(num_thoughts | default({settings.num_thoughts})) %}}"
-        thoughts = f"{start}{loop}{settings.filler}{{% endfor %}}{END}"
+        thoughts = f"{start}{loop}{settings.filler}{{% endfor %}}{end}"
     check = (
         "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
         "{{ raise_exception('this model answers one question at a time: give one message, of the user') }}{% endif %}"
