@@ -40,7 +40,8 @@ def test_a_shipped_study_can_be_planned(name: str, scale: str) -> None:
     assert study.note
     if name in TABLE_1:
         methods = [trial.config.curriculum.method for trial in chosen[::2]]
-        assert methods == (["cot", "no_cot", "coconut", "pause_as_thought"] if scale == "gpu" else list(study.paper))
+        table = [*study.paper, *(["frontier"] if study.recipe in ("prosqa_cpu", "prosqa_symbolic_cpu") else [])]
+        assert methods == (["cot", "no_cot", "coconut", "pause_as_thought"] if scale == "gpu" else table)
         assert set(study.paper) == set(METHODS) - {"frontier"}
 
 
@@ -100,7 +101,10 @@ def main_error(words: list[str]) -> None:
     ("call", "message"),
     [
         (lambda: read_study("prosqua", "cpu"), "no study 'prosqua'; choose one of: depth, gsm8k"),
-        (lambda: read_study("prosqa", "tpu"), "study prosqa has no scale 'tpu'; choose one of: cpu, gpu, paper"),
+        (
+            lambda: read_study("prosqa", "tpu"),
+            "study prosqa has no scale 'tpu'; choose one of: demo, cpu, symbols, gpu, paper",
+        ),
         (
             lambda: read_study("depth", "cpu").with_axis("hops", [2, 9]),
             "the study has no hops 9; choose among: 2, 3, 4, 5",

@@ -21,7 +21,7 @@ from typing import Any
 from cocot.api.training import default_folder
 from cocot.experiments import compare as comparison
 from cocot.experiments.estimates import describe_plan, estimate
-from cocot.experiments.study import METHOD, SEED, Study, Trial, read_study, trials
+from cocot.experiments.study import METHOD, SEED, Study, Trial, chosen_scale, read_study, trials
 from cocot.experiments.tables import Table
 from cocot.system.files import write_json
 from cocot.system.hardware import allowed_cores
@@ -84,7 +84,7 @@ def compare(
 
 def reproduce(
     study: str,
-    scale: str = "cpu",
+    scale: str | None = None,
     out: str | PathLike[str] | None = None,
     *,
     methods: Sequence[str] | None = None,
@@ -99,7 +99,7 @@ def reproduce(
 
     Args:
         study: prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing.
-        scale: cpu, gpu or paper.
+        scale: demo, cpu, symbols, gpu or paper, of those that the study has; None for its smallest.
         out: Folder of the table and the runs; by default `runs/STUDY_SCALE`.
         methods: Names of methods; None for all of the study.
         axes: Other values of axes of the study, by their short names: `{"layers": [2, 4]}`.
@@ -123,7 +123,9 @@ def reproduce(
     return _made(planned, test_file)
 
 
-def describe_study(study: str, scale: str = "cpu", out: str | PathLike[str] | None = None, **settings: Any) -> str:
+def describe_study(
+    study: str, scale: str | None = None, out: str | PathLike[str] | None = None, **settings: Any
+) -> str:
     """The runs of `reproduce` with the minutes that they will take, measured in a pilot run of each.
 
     Args:
@@ -141,13 +143,13 @@ def describe_study(study: str, scale: str = "cpu", out: str | PathLike[str] | No
     trainings = comparison.make_trainings(planned.study, planned.trials, planned.out)
     _LOGGER.info("measuring the speed of every run on a few steps ...")
     estimates = estimate(trainings, planned.jobs, planned.out)
-    head = f"{study} at scale {scale}: {planned.study.note}"
+    head = f"{study} at scale {chosen_scale(study, scale)}: {planned.study.note}"
     return f"{head}\n\n{describe_plan(planned.study, trainings, estimates, planned.jobs)}"
 
 
 def _planned(
     name: str,
-    scale: str,
+    scale: str | None,
     out: str | PathLike[str] | None,
     methods: Sequence[str] | None = None,
     axes: Mapping[str, Sequence[Any]] | None = None,
@@ -164,7 +166,7 @@ def _planned(
     chosen = trials(study, override_words(overrides))
     is_on_cpu = chosen[0].config.train.device == "cpu"
     at_a_time = jobs if jobs is not None else allowed_cores() if is_on_cpu else 1
-    return _Planned(study, chosen, default_folder(out, f"{name}_{scale}"), at_a_time)
+    return _Planned(study, chosen, default_folder(out, f"{name}_{chosen_scale(name, scale)}"), at_a_time)
 
 
 def _made(planned: _Planned, test_file: str | PathLike[str] | None) -> Table:

@@ -2,7 +2,7 @@
 
 In: the name of a shipped study and a scale, or a recipe and methods. Out: a `Study` and its `Trial`s, one a training.
 
-    study = read_study("prosqa", "cpu")
+    study = read_study("prosqa", "demo")
     for trial in trials(study, overrides=[]):
         print(trial.path, trial.config.curriculum.method)
 
@@ -154,8 +154,8 @@ def shipped_studies() -> dict[str, list[str]]:
     return {path.stem: list(_read(path)["scales"]) for path in sorted(_SHIPPED.glob("*.yaml"))}
 
 
-def read_study(name: str, scale: str) -> Study:
-    """A shipped study at a scale.
+def chosen_scale(name: str, scale: str | None) -> str:
+    """A scale of a shipped study; None for its first, the smallest.
 
     Raises:
         ConfigError: there is no such study, or it has no such scale.
@@ -163,8 +163,20 @@ def read_study(name: str, scale: str) -> Study:
     known = shipped_studies()
     if name not in known:
         raise ConfigError(f"no study {name!r}; {choose(name, known)}")
+    if scale is None:
+        return known[name][0]
     if scale not in known[name]:
         raise ConfigError(f"study {name} has no scale {scale!r}; {choose(scale, known[name])}")
+    return scale
+
+
+def read_study(name: str, scale: str | None = None) -> Study:
+    """A shipped study at a scale, by default its smallest.
+
+    Raises:
+        ConfigError: there is no such study, or it has no such scale.
+    """
+    scale = chosen_scale(name, scale)
     values = _read(_SHIPPED / f"{name}.yaml")
     merged = {**values, **values["scales"][scale]}
     return Study(**{item.name: merged[item.name] for item in fields(Study) if item.name in merged})
