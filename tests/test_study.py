@@ -146,12 +146,27 @@ def test_an_estimate_is_of_the_work_that_is_left(tmp_path: Path, monkeypatch: py
     assert not any(training.run.path.exists() for training in first)
 
 
+def test_the_time_of_a_training_is_that_of_its_steps(tmp_path: Path) -> None:
+    """Each log entry gives the mean of the steps since the one before it in its stage; validations take none."""
+    (training,) = make_trainings(study := Study("demo", {METHOD: ["cot"]}), trials(study, []), tmp_path)
+    assert training.step_seconds() == 0
+    training.run.path.mkdir()
+    for stage, step, entry in [
+        ("warmup", 10, {"step_seconds": 0.5}),
+        ("warmup", 30, {"step_seconds": 0.25}),
+        ("warmup", 30, {"eval_seconds": 100.0}),
+        ("stage_0", 4, {"step_seconds": 1.0}),
+    ]:
+        training.run.log({"stage": stage, "step": step, **entry})
+    assert training.step_seconds() == 5 + 5 + 4
+
+
 def table(out: Path) -> Any:
     """`table.json` without what depends on the clock."""
 
     def without_time(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: without_time(part) for name, part in value.items() if name != "seconds_per_question"}
+            return {name: without_time(part) for name, part in value.items() if "seconds" not in name}
         return [without_time(part) for part in value] if isinstance(value, list) else value
 
     return without_time(json.loads((out / "table.json").read_text()))

@@ -48,6 +48,7 @@ def test_a_study_shows_all_it_knows() -> None:
             "values": {"method": "coconut", "layers": "2"},
             "tests": {"released": first, "balanced": result(accuracy=0.25)},
             "train_problems": 76800.0,
+            "train_seconds": 90.0,
             "paper": {"accuracy": 0.97, "tokens": 14.2},
         },
         {
@@ -64,6 +65,7 @@ def test_a_study_shows_all_it_knows() -> None:
     assert (coconut["p (cot)"], coconut["p (pause)"]) == ("< 0.001", "0.250")
     assert (cot["p (cot)"], cot["p (pause)"]) == ("", "")
     assert (coconut["trained on"], coconut["paper"], coconut["paper's tokens"]) == ("76,800", "97.0%", "14.2")
+    assert (coconut["training"], cot["training"]) == ("1.5 min", "")
     assert (cot["paper"], cot["paper's tokens"]) == ("77.5%", "")
 
 

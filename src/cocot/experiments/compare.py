@@ -210,6 +210,7 @@ def _rows(
             "seeds": [trials[index].config.seed for index in own[group]],
             "tests": results,
             "train_problems": fmean(_train_problems(trainings[index]) for index in own[group]),
+            "train_seconds": fmean(trainings[index].step_seconds() for index in own[group]),
             "paper": dict(study.paper.get(group[0], {})),
         }
 

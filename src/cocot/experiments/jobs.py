@@ -117,6 +117,15 @@ class Training:
         stage = next(reversed(steps), "begins")
         return sum(steps.values()), stage if accuracy is None else f"{stage} {accuracy:.1%}"
 
+    def step_seconds(self) -> float:
+        """Wall clock of the optimizer steps in the log, those of stages copied from another run included."""
+        total, last = 0.0, dict[str, int]()
+        for entry in self.run.read_log():
+            if "step_seconds" in entry:
+                total += entry["step_seconds"] * (entry["step"] - last.get(entry["stage"], 0))
+                last[entry["stage"]] = entry["step"]
+        return total
+
 
 def share_stages(trainings: Sequence[Training]) -> None:
     """Let each training copy what an earlier one does as well."""

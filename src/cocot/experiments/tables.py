@@ -112,6 +112,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         ("ms a question", lambda row: f"{1000 * first(row)['seconds_per_question']:.2f}"),
         ("problems", lambda row: f"{first(row)['problems']:,}"),
         ("trained on", lambda row: f"{row['train_problems']:,.0f}" if "train_problems" in row else ""),
+        ("training", lambda row: f"{row['train_seconds'] / 60:.1f} min" if "train_seconds" in row else ""),
         ("paper", lambda row: _share(row.get("paper", {}).get("accuracy"))),
         ("paper's tokens", lambda row: _number(row.get("paper", {}).get("tokens"))),
     ]
