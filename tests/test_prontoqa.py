@@ -172,6 +172,27 @@ def test_hops_may_be_several():
     assert {len(problem.steps) for problem in problems} == {2, 4}
 
 
+def test_modes_may_be_several():
+    """Each problem draws one, and a proof no longer than its mode reaches: only `balanced` tells of two entities."""
+    problems = made(400, mode=("released", "balanced"), hops=(2, 5))
+    kinds = Counter(
+        (len(set(re.findall(r"(\w+) is an? \w+\.", problem.question)[-2:])), len(problem.steps)) for problem in problems
+    )
+    for problem in problems:
+        check(problem, len(problem.steps) - 1)
+    assert set(kinds) == {(1, 3), (1, 6), (2, 3)}
+    assert kinds[2, 3] > 150
+
+
+@pytest.mark.parametrize("mode", ["released", "balanced"])
+def test_short_steps_name_what_is_known(mode):
+    """A name, or a property and whether it is negated, in place of each step's sentences; all else is the same."""
+    for short, whole in zip(made(100, mode=mode, short_steps="names"), made(100, mode=mode), strict=True):
+        assert (short.question, short.answer) == (whole.question, whole.answer)
+        known = [parse(sentences(step)[0])[1:3] for step in whole.steps]
+        assert list(short.steps) == [f"not {name}" if negated else name for negated, name in known]
+
+
 def test_the_solver_agrees_with_the_published_problems(published):
     """The solver, and the reader of the public generator's layout, fit the published problems."""
     assert len(published) == 9200
@@ -317,6 +338,11 @@ BAD_SETTINGS = {
     "no length": ({"hops": []}, "got []"),
     "one of several": ({"hops": [2, 9]}, "got [2, 9]"),
     "rendering": ({"rendering": "symbols"}, "unknown ProntoQA rendering 'symbols'; choose one of: sentences, symbolic"),
+    "no mode": ({"mode": []}, "mode=[] is empty: give one of released, balanced"),
+    "modes": ({"mode": ["released", "balnced"]}, "unknown ProntoQA mode 'balnced'"),
+    "hops of one mode": ({"mode": ["released", "balanced"], "hops": [4, 5]}, "from 1 to 3 in mode 'balanced'"),
+    "short steps": ({"short_steps": "pairs"}, "short_steps must be 'names' or left out, got 'pairs'"),
+    "short symbols": ({"short_steps": "names", "rendering": "symbolic"}, "short as they are"),
     "truth": ({"hops": True}, "got True"),
 }
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from cocot.errors import ConfigError, DataError
 from cocot.settings.typed import short
+
+_T = TypeVar("_T")
 
 _MOST_PROBLEMS = 100_000_000
 
@@ -109,6 +112,11 @@ def check_whole(name: str, value: object, low: int, high: int, why: str = "") ->
         raise ConfigError(f"{name} must be a whole number of at least {low}{why}, got {short(value)}")
     if value > high:
         raise ConfigError(f"{name} must be a whole number of at most {high}, got {short(value)}")
+
+
+def one_of(rng: Random, values: Sequence[_T]) -> _T:
+    """One of the values, each equally likely; the only one costs no random number."""
+    return values[0] if len(values) == 1 else rng.choice(values)
 
 
 def is_whole(value: object) -> bool:

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from cocot.errors import ConfigError, DataError
 from cocot.settings.typed import choose
 from cocot.tasks.base import Task, register
-from cocot.tasks.problem import Problem, check_request, is_whole, mean_statistics
+from cocot.tasks.problem import Problem, check_request, is_whole, mean_statistics, one_of
 
 _PERSONS = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 # Split from text: in a wall of quotes a missing comma would join two names unseen.
@@ -181,7 +181,20 @@ _MODES = {
 }
 
 
-def _sentences(rng: Random, ontology: _Ontology) -> Problem:
+def _lengths(hops: int | Sequence[int] | None, mode: str, modes: Sequence[str]) -> list[int]:
+    """The proofs' lengths that `mode` draws from."""
+    most, most_of_all = _MODES[mode].most_hops, max(_MODES[each].most_hops for each in modes)
+    given = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
+    lengths = [length for length in given if is_whole(length) and 1 <= length <= most_of_all]
+    reached = [length for length in lengths if length <= most]
+    if len(lengths) < len(given) or not reached:
+        raise ConfigError(
+            f"hops must be a whole number from 1 to {most} in mode {mode!r}, or a list of such, got {hops!r}."
+        )
+    return reached
+
+
+def _sentences(rng: Random, ontology: _Ontology, short_steps: str | None) -> Problem:
     person, another = rng.sample(_PERSONS, 2)
     proof = [rule.sentence(rng) for rule in ontology.proof]
     rules = [*proof, *(rule.sentence(rng) for rule in ontology.others)]
@@ -191,14 +204,18 @@ def _sentences(rng: Random, ontology: _Ontology) -> Problem:
     conclusions = [start, *(_fact(person, rule.predicate, rule.is_negated) for rule in ontology.proof)]
     end, is_true = ontology.proof[-1], rng.random() < 0.5
     query = _fact(person, end.predicate, end.is_negated == is_true)
+    names = (
+        ontology.start,
+        *(f"not {rule.predicate}" if rule.is_negated else rule.predicate for rule in ontology.proof),
+    )
     return Problem(
         question=" ".join([*rules, *rng.sample([start, second], 2), f"True or false: {query}"]),
-        steps=(*map(" ".join, zip(conclusions, proof, strict=False)), conclusions[-1]),
+        steps=names if short_steps else (*map(" ".join, zip(conclusions, proof, strict=False)), conclusions[-1]),
         answer=str(is_true),
     )
 
 
-def _symbols(rng: Random, ontology: _Ontology) -> Problem:
+def _symbols(rng: Random, ontology: _Ontology, _: str | None) -> Problem:
     numbers = iter(rng.sample(range(_NUM_SYMBOLS), _NUM_SYMBOLS))
     names = defaultdict[tuple[str, bool], str](lambda: str(next(numbers)))  # of a word, and of its negation
 
@@ -284,9 +301,10 @@ class ProntoQA(Task):
         count: int,
         *,
         seed: int,
-        mode: str = "released",
+        mode: str | Sequence[str] = "released",
         hops: int | Sequence[int] | None = None,
         rendering: str = "sentences",
+        short_steps: str | None = None,
         distractors: bool = True,
         **settings: Any,
     ) -> list[Problem]:
@@ -296,11 +314,14 @@ class ProntoQA(Task):
             count: How many.
             seed: Any whole number; another one gives other problems.
             mode: `released` (like the public generator's, which the paper used) or `balanced` (no shortcut: without
-                the fact about its entity the question says nothing about the answer).
+                the fact about its entity the question says nothing about the answer). Of several, each problem draws
+                one.
             hops: Rules of the proof: 1 to 6, default 5 as in the paper; of `balanced` 1 to 3, default 3. Of several,
-                each problem draws one.
+                each problem draws one of those that its mode reaches.
             rendering: `sentences` (the published format) or `symbolic` (a number for every concept and property, the
                 entity's concept last).
+            short_steps: Only `sentences`: `names` writes a step of the chain as the concept or property alone that the
+                entity is now known to be, `vumpus`, `not floral`, in place of sentences.
             distractors: Whether rules stand about that lead nowhere; without them every rule but the opposite one (and
                 the chain that leads to it) belongs to the proof.
             **settings: Refused.
@@ -314,24 +335,32 @@ class ProntoQA(Task):
 
         Source: arXiv 2210.01240 and its public generator; arXiv 2412.06769, section 4.1.
         """
-        check_request(count, seed, mode=mode, rendering=rendering)
+        modes = tuple(mode) if isinstance(mode, Sequence) and not isinstance(mode, str) else (mode,)
         for name in settings:
-            known = ("mode", "hops", "rendering", "distractors")
+            known = ("mode", "hops", "rendering", "short_steps", "distractors")
             raise ConfigError(f"unknown ProntoQA setting {name!r}; {choose(name, known)}")
-        if mode not in _MODES:
-            raise ConfigError(f"unknown ProntoQA mode {mode!r}; {choose(mode, _MODES)}")
+        if not modes:
+            raise ConfigError(f"mode={mode!r} is empty: give one of {', '.join(_MODES)}, or several to draw from.")
+        for each in modes:
+            check_request(count, seed, mode=each, rendering=rendering)
+            if each not in _MODES:
+                raise ConfigError(f"unknown ProntoQA mode {each!r}; {choose(each, _MODES)}")
         if rendering not in _RENDERINGS:
             raise ConfigError(f"unknown ProntoQA rendering {rendering!r}; {choose(rendering, _RENDERINGS)}")
+        if short_steps not in (None, "names"):
+            raise ConfigError(f"short_steps must be 'names' or left out, got {short_steps!r}.")
+        if short_steps and rendering != "sentences":
+            raise ConfigError(f"the steps of rendering {rendering!r} are short as they are: leave short_steps out.")
         if not isinstance(distractors, bool):
             raise ConfigError(f"distractors must be true or false, got {distractors!r}.")
-        (draw, most), write = _MODES[mode], _RENDERINGS[rendering]
-        lengths = [min(5, most)] if hops is None else list(hops) if isinstance(hops, Sequence) else [hops]
-        if not lengths or not all(is_whole(length) and 1 <= length <= most for length in lengths):
-            raise ConfigError(
-                f"hops must be a whole number from 1 to {most} in mode {mode!r}, or a list of such, got {hops!r}."
-            )
+        lengths = {each: _lengths(hops, each, modes) for each in modes}
         rng = Random(f"{self.name} {seed}")  # seeded by text, as Random(-1) would repeat Random(1)
-        return [write(rng, draw(rng, rng.choice(lengths), distractors)) for _ in range(count)]
+        problems = []
+        for _ in range(count):
+            drawn = one_of(rng, modes)
+            ontology = _MODES[drawn].draw(rng, rng.choice(lengths[drawn]), distractors)
+            problems.append(_RENDERINGS[rendering](rng, ontology, short_steps))
+        return problems
 
     def is_correct(self, problem: Problem, text: str) -> bool:
         """Whether `text` is the answer, `True` or `False`, to the letter."""

@@ -34,8 +34,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from cocot.errors import ConfigError, DataError
 from cocot.tasks.base import Task, register
-from cocot.tasks.problem import Graph, Problem, check_request, check_whole, mean_statistics
-from cocot.tasks.prosqa_graphs import SAMPLERS, DrawnGraph, Edge, Query, Sizes, one_of, search, shortest_path
+from cocot.tasks.problem import Graph, Problem, check_request, check_whole, mean_statistics, one_of
+from cocot.tasks.prosqa_graphs import SAMPLERS, DrawnGraph, Edge, Query, Sizes, search, shortest_path
 from cocot.tasks.prosqa_settings import MOST_NODES, check_sizes, most_nodes
 
 _T = TypeVar("_T")

@@ -16,14 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from random import Random
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from cocot.errors import ConfigError
+from cocot.tasks.problem import one_of
 
 Edge = tuple[int, int]
 _Leaves = tuple[list[int], list[int]]  # those below root 0 alone, those below root 1 alone
 _Choice = tuple[int, int, list[int]]  # a root, a target, and the nodes of which one becomes the distractor
-_T = TypeVar("_T")
 
 _MEAN_PARENTS = 1.5
 _DEPTH_WEIGHT = 1.5
@@ -76,11 +76,6 @@ class Sizes(NamedTuple):
     ids: tuple[int, ...] | None
     names: tuple[int, int] | None
     starts: Literal["roots", "sources", "any"] = "roots"
-
-
-def one_of(rng: Random, values: Sequence[_T]) -> _T:
-    """One of the values, each equally likely; the only one costs no random number."""
-    return values[0] if len(values) == 1 else rng.choice(values)
 
 
 def _balanced(rng: Random, sizes: Sizes) -> DrawnGraph:
