@@ -25,12 +25,15 @@ demo: .venv/ready
 	$(BIN)/cocot probe runs/demo/coconut --layers 3 --show 0
 	$(BIN)/cocot report runs/demo
 
-# the small model that comes with cocot, made again
+# a model that comes with cocot, made again; those of full size take about an hour:
+# make model NAME=prosqa-full RECIPE=prosqa_cpu, make model NAME=prosqa-full-symbolic RECIPE=prosqa_symbolic_cpu
+NAME ?= prosqa-small
+RECIPE ?= demo
 model: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/cocot train demo --out runs/shipped
-	mkdir -p src/cocot/assets/prosqa-small
-	cd runs/shipped && cp -r config.yaml run.json state.json metrics.jsonl model ../../src/cocot/assets/prosqa-small/
-	sed -i 's/"platform": .*,/"platform": "Linux, x86-64",/' src/cocot/assets/prosqa-small/run.json
+	OMP_NUM_THREADS=1 $(BIN)/cocot train $(RECIPE) --out runs/$(NAME)
+	mkdir -p src/cocot/assets/$(NAME)
+	cd runs/$(NAME) && cp -r config.yaml run.json state.json metrics.jsonl model ../../src/cocot/assets/$(NAME)/
+	sed -i 's/"platform": .*,/"platform": "Linux, x86-64",/' src/cocot/assets/$(NAME)/run.json
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m "not slow"

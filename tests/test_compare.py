@@ -20,7 +20,9 @@ from runs_support import TINY_INIT, environment, tiny_config, weights, write_rec
 from cocot.cli import main
 from cocot.evaluation.statistics import mcnemar, wilson_interval
 from cocot.experiments.compare import _tests, fresh_problems
+from cocot.experiments.jobs import Training, _environment
 from cocot.experiments.study import Study, read_study, shipped_studies, trials
+from cocot.system.hardware import allowed_cores
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
 from cocot.training.checkpoints import complete_checkpoints
@@ -133,6 +135,18 @@ def test_a_killed_comparison_leaves_nothing_running_and_goes_on(
 
 
 @pytest.mark.distributed
+def test_cores_are_shared_out_unless_the_user_limits_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings side by side get their share; a limit that the user has set, for other work beside them, stays."""
+    training = Training("a", "demo", [], tiny_config(), RunFolder(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert _environment(training, 1, 0)["OMP_NUM_THREADS"] == str(allowed_cores())
+    assert _environment(training, 10_000, 0)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert _environment(training, 1, 0)["OMP_NUM_THREADS"] == "3"
+
+
 def test_a_finished_run_with_other_settings_is_not_taken_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,10 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cocot.assets import bundled_models
 from cocot.errors import ConfigError
 from cocot.version import __version__
 
 _MOST = 10_000_000
+_MODEL = (
+    f"run folder, model folder, hub id, or the name of a model that comes with cocot: {', '.join(bundled_models())}"
+)
 _EPILOG = "A recipe's settings are overridden by name: cocot train demo --train.learning_rate 1e-4"
 
 
@@ -121,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
     sub = add("eval", "accuracy, tokens and seconds of a model")
-    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
+    sub.add_argument("model", help=_MODEL)
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument(
@@ -147,14 +151,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_problem_arguments(sub, count=1000)
 
     sub = add("ask", "answer a question")
-    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
+    sub.add_argument("model", help=_MODEL)
     sub.add_argument("question")
     sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
     sub.add_argument("--max-new-tokens", type=_POSITIVE, help="longest answer (default: what the context has room for)")
 
     sub = add("probe", "what a model thinks of every node of a search, thought by thought")
-    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
+    sub.add_argument("model", help=_MODEL)
     _add_task_argument(sub)
     sub.add_argument("--thoughts", type=_COUNT, help="most thoughts (default: as trained)")
     sub.add_argument("--batch-size", type=_POSITIVE, default=32)
@@ -168,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="the file (default: report.html in the first folder)")
 
     sub = add("export", "write a folder that thinks without cocot: generate, pipeline, transformers serve")
-    sub.add_argument("model", help="run folder, model folder, hub id, or prosqa-small, which comes with cocot")
+    sub.add_argument("model", help=_MODEL)
     sub.add_argument("folder", type=Path, help="folder to write, new or empty")
     embeds = sub.add_argument_group("prompt embeddings")
     embeds.add_argument("--embeds", action="store_true", help="write questions and thoughts as embeddings instead")

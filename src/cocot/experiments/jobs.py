@@ -174,11 +174,12 @@ def train_all(trainings: Sequence[Training], jobs: int) -> None:
 
 
 def _environment(training: Training, jobs: int, slot: int) -> dict[str, str]:
-    """Of a training's process: its share of the cores, and the GPU of its slot unless it stays on the CPU."""
+    """Of a training's process: the GPU of its slot unless it stays on the CPU, and its share of the cores."""
     uses_gpu = training.config.train.device != "cpu"
     gpus = visible_gpus(torch.cuda.device_count(), os.environ) if uses_gpu else []
     num_threads = max(1, allowed_cores() // jobs)
-    return {**with_gpu(os.environ, gpus, slot), "OMP_NUM_THREADS": str(num_threads)}
+    # A user who limits the threads knows of other work on the machine: threads that wait for each other's core crawl.
+    return {"OMP_NUM_THREADS": str(num_threads), **with_gpu(os.environ, gpus, slot)}
 
 
 @contextmanager
