@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from cocot.data.examples import IGNORED, Example
 from cocot.data.shared_reading import Layout, find_layout, shared_tensors
-from cocot.data.thought_targets import THOUGHT_TARGETS, thought_targets
+from cocot.data.thought_targets import asked_of_thoughts
 
 
 def collate(
@@ -71,13 +71,8 @@ def collate(
         "labels": labels,
         "latent_columns": columns,
         "loss_positions": label_positions(labels),
-        **_targets(examples),
+        **asked_of_thoughts(examples),
     }
-
-
-def _targets(examples: Sequence[Example]) -> dict[str, Tensor]:
-    targets = thought_targets(examples)
-    return {} if targets is None else {THOUGHT_TARGETS: targets}
 
 
 def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id: int) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id:
         "latent_columns": (start + distance * is_latent.nonzero().flatten()).tolist(),
         "loss_positions": label_positions(labels[:, start:], distance),
         "shared_reading": (start, distance),
-        **_targets(examples),
+        **asked_of_thoughts(examples),
     }
 
 

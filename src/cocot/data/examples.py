@@ -12,7 +12,9 @@ Read next: `data/collator.py` (examples -> tensors).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from cocot.data.encoding import Tokenized
@@ -34,6 +36,8 @@ class Example:
         prompt_length: Tokens before the text that is learned: the column at which batches are aligned.
         num_thoughts: Thoughts or pauses in the prompt.
         targets: For each thought, the token ids that are right after it; empty where nothing is said of them.
+        removed: For each step's thoughts, the token ids of the text that they stand for, where the method asks for it;
+            empty for thoughts beyond the last step.
     """
 
     input_ids: list[int]
@@ -41,6 +45,7 @@ class Example:
     prompt_length: int
     num_thoughts: int
     targets: tuple[tuple[int, ...], ...] = ()
+    removed: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,4 +111,14 @@ class Encoder:
         text = [*steps, *problem.answer]
         step_of = [number // self.config.thoughts_per_step for number in range(num_thoughts)]
         targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
-        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts, targets)
+        num_groups = num_thoughts // self.config.thoughts_per_step if method.reads_steps else 0
+        removed = _removed(problem.steps, num_groups, is_final)
+        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts, targets, removed)
+
+
+def _removed(steps: Sequence[tuple[int, ...]], num_groups: int, is_final: bool) -> tuple[tuple[int, ...], ...]:
+    """One step for each group of thoughts; where no text is left, the last group has all that remain."""
+    removed = [*steps[:num_groups], *[()] * (num_groups - len(steps))]
+    if is_final and removed:
+        removed[-1] = tuple(chain(removed[-1], *steps[num_groups:]))
+    return tuple(removed)

@@ -1,7 +1,7 @@
-"""What is right after each thought, for a batch: sets of token ids as one tensor.
+"""What thoughts are asked for, for a batch: the tokens that are right after each, or the step that each stands for.
 
-In: `Example`s with `targets`. Out: a tensor that lies as the thoughts of an end-aligned batch do.
-Read next: `methods/frontier.py`, which learns from it.
+In: `Example`s with `targets` or `removed`. Out: tensors that lie as the thoughts of an end-aligned batch do.
+Read next: `methods/frontier.py` and `methods/sim_cot.py`, which learn from them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cocot.data.examples import IGNORED, Example
 
-THOUGHT_TARGETS = "thought_targets"
-"""Their name in a batch: for a method's loss, none of the model's inputs."""
+THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS = "thought_targets", "removed_steps", "removed_thoughts"
+FOR_METHODS = (THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS)
+"""Their names in a batch: for a method's loss, none of the model's inputs."""
+
+
+def asked_of_thoughts(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """All that a batch asks its thoughts for, by name; empty where nothing is asked."""
+    targets = thought_targets(examples)
+    return {**({} if targets is None else {THOUGHT_TARGETS: targets}), **removed_steps(examples)}
 
 
 def thought_targets(examples: Sequence[Example]) -> Tensor | None:
@@ -36,3 +44,29 @@ def thought_targets(examples: Sequence[Example]) -> Tensor | None:
         for number, ids in enumerate(example.targets, first):
             targets[row, number, : len(ids)] = torch.tensor(ids)
     return targets
+
+
+def removed_steps(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """The steps that the thoughts of a batch stand for.
+
+    Args:
+        examples: Rows of the batch. Their thoughts end together: one with fewer begins later.
+
+    Returns:
+        `removed_steps`, the token ids of each step, (steps, longest), int64, -100 where a step has no more; and
+        `removed_thoughts`, the places of its thoughts in the flattened (examples x thoughts), (steps, thoughts a step),
+        int64. Nothing where no example has any.
+    """
+    steps: list[Tensor] = []
+    places: list[Tensor] = []
+    most = max(example.num_thoughts for example in examples)
+    for row, example in enumerate(examples, 1):
+        if example.removed:
+            own = torch.arange(row * most - example.num_thoughts, row * most).view(len(example.removed), -1)
+            kept = [number for number, step in enumerate(example.removed) if step]
+            steps += [torch.tensor(example.removed[number]) for number in kept]
+            places.append(own[kept])
+    if not steps:
+        return {}
+    padded = pad_sequence(steps, batch_first=True, padding_value=IGNORED)
+    return {REMOVED_STEPS: padded, REMOVED_THOUGHTS: torch.cat(places)}

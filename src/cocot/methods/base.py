@@ -74,6 +74,7 @@ class Method:
         takes_shared_readings: Whether `losses`, where a method has its own, takes batches in which a row holds several
             questions about one text.
         reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
+        reads_steps: Whether `losses` finds in its batch the written steps that its thoughts stand for.
     """
 
     name: str = ""
@@ -85,6 +86,7 @@ class Method:
     shares_first_stage: bool = False
     takes_shared_readings: bool = False
     reads_frontiers: bool = False
+    reads_steps: bool = False
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:
         """The stages of a run, in order: words, then one more step removed at each, then no words at all."""

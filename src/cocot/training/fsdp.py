@@ -44,8 +44,11 @@ def check_fsdp(plugin: Any, config: RunConfig) -> None:
         )
     if config.model.lora is not None:
         raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
-    if any(planned.method.reads_frontiers for planned in plan(config)):
-        raise ConfigError("a loss on every thought (frontier) does not go with FSDP yet; leave --use_fsdp out for DDP.")
+    asks = [planned.method for planned in plan(config) if planned.method.reads_frontiers or planned.method.reads_steps]
+    if asks:
+        raise ConfigError(
+            f"a loss on every thought ({asks[0].name}) does not go with FSDP yet; leave --use_fsdp out for DDP."
+        )
 
 
 def shares_weights() -> bool:

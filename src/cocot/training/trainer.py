@@ -31,7 +31,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cocot.data.collator import collate
 from cocot.data.sampler import EpochSampler
-from cocot.data.thought_targets import THOUGHT_TARGETS
+from cocot.data.thought_targets import FOR_METHODS
 from cocot.errors import ConfigError, RunError
 from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate_together
 from cocot.methods import CROSS_ENTROPY, Method
@@ -125,7 +125,7 @@ class StageTrainer(Trainer):
         def run(**more: Any) -> Any:
             nonlocal output
             forward: Any = super(StageTrainer, self).compute_loss
-            read = {name: value for name, value in inputs.items() if name != THOUGHT_TARGETS}
+            read = {name: value for name, value in inputs.items() if name not in FOR_METHODS}
             loss, output = forward(model, {**read, **more}, True, num_items_in_batch)
             output["loss"] = loss
             return output

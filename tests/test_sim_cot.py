@@ -1,0 +1,112 @@
+"""Tests of the method `sim_cot`: its term and gradients against the definition, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from random import Random
+from typing import Any
+
+import pytest
+import reference
+import torch
+from runs_support import NO_DROPOUT_INIT
+from torch.nn.functional import cross_entropy
+
+from cocot import tasks
+from cocot.data.collator import collate
+from cocot.data.encoding import tokenize
+from cocot.data.examples import Encoder
+from cocot.data.thought_targets import FOR_METHODS
+from cocot.data.word_tokenizer import build_tokenizer
+from cocot.methods import METHODS, CurriculumConfig, Phase
+from cocot.modeling.from_scratch import build_model
+from cocot.modeling.latent_model import give_thoughts
+from cocot.tasks.problem import Problem
+
+TASK = tasks.get("prosqa")
+PROBLEMS = TASK.generate(6, seed=3, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=2)
+ABOUT_ONE_GRAPH = TASK.generate(6, seed=4, mode="balanced", rendering="symbolic", layers=3, width=2, questions=3)
+TOKENIZER = build_tokenizer([*PROBLEMS, *ABOUT_ONE_GRAPH])
+SEED = 4  # draws rows with no, one and two thoughts
+LATENT_ID = TOKENIZER.convert_tokens_to_ids("<|latent|>")
+CURRICULUM = CurriculumConfig(
+    "sim_cot",
+    max_stage=2,
+    phases=[Phase("mixed", {"stage_0": 1.0, "stage_1": 1.0, "stage_2": 1.0, "final": 1.0})],
+)
+
+
+def examples(config: CurriculumConfig = CURRICULUM, problems: Sequence[Problem] = PROBLEMS, seed: int = 0) -> list[Any]:
+    """Problems at all stages of a mixture."""
+    encoder, stage = Encoder(config, TOKENIZER), config.stage_of(config.phases[0])
+    return [encoder(tokenize(each, TOKENIZER), stage, Random(seed + number)) for number, each in enumerate(problems)]
+
+
+def definition(model: Any, rows: list[Any], thoughts_per_step: int) -> torch.Tensor:
+    """The term, step by step: each is written behind its thoughts, which are what the positions before them said."""
+    losses, num_tokens = [], 0
+    for row in rows:
+        embedded = reference.embeddings(model, row.input_ids, LATENT_ID)
+        thoughts = [embedded[place] for place, token in enumerate(row.input_ids) if token == LATENT_ID]
+        for number, step in enumerate(row.removed):
+            if not step:
+                continue
+            own = thoughts[number * thoughts_per_step : (number + 1) * thoughts_per_step]
+            words = model.get_input_embeddings()(torch.tensor(step))
+            logits = model(inputs_embeds=torch.stack([*own, *words])[None], use_cache=False).logits[0]
+            losses.append(cross_entropy(logits[len(own) - 1 : -1], torch.tensor(step), reduction="sum"))
+            num_tokens += len(step)
+    return torch.stack(losses).sum() / num_tokens
+
+
+@pytest.mark.parametrize("thoughts_per_step", [1, 2])
+@pytest.mark.parametrize("problems", [PROBLEMS, ABOUT_ONE_GRAPH], ids=["rows", "shared readings"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_term_and_its_gradients_are_those_of_the_definition(
+    architecture: str, problems: Sequence[Problem], thoughts_per_step: int
+) -> None:
+    """Different numbers of thoughts, in rows or shared readings: the term and every gradient equal the slow way's."""
+    init = replace(NO_DROPOUT_INIT, architecture=architecture)
+    if architecture == "llama":
+        init = replace(init, settings={})
+    model: Any = give_thoughts(build_model(init, TOKENIZER), TOKENIZER)
+    plain: Any = build_model(init, TOKENIZER)
+    plain.load_state_dict(model.state_dict())
+    rows = examples(replace(CURRICULUM, thoughts_per_step=thoughts_per_step), problems, SEED)
+    assert {row.num_thoughts for row in rows} == {0, thoughts_per_step, 2 * thoughts_per_step}
+    batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID, shares_reading=True)
+    assert ("shared_reading" in batch) == (problems is ABOUT_ONE_GRAPH)
+    inputs = {name: value for name, value in batch.items() if name not in FOR_METHODS}
+    terms = METHODS["sim_cot"].losses(lambda **more: model.train()(**inputs, **more), model, batch)
+    assert terms.keys() == {"cross_entropy", "steps"}
+    terms["steps"].backward()
+    expected = definition(plain.train(), rows, thoughts_per_step)
+    expected.backward()
+    torch.testing.assert_close(terms["steps"], expected, rtol=1e-5, atol=1e-6)
+    ours, theirs = reference.gradients(model), reference.gradients(plain)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_every_removed_step_is_asked_of_its_own_thoughts() -> None:
+    """Of k thoughts each stands for one step; without text, the last for all that remain; beyond the steps for none."""
+    for seed in range(8):
+        for row, problem in zip(examples(seed=seed), PROBLEMS, strict=True):
+            steps = tokenize(problem, TOKENIZER).steps
+            assert len(row.removed) == row.num_thoughts
+            left = [token for token in row.labels if token >= 0][: -len(tokenize(problem, TOKENIZER).answer)]
+            whole = [*chain.from_iterable(row.removed), *left]
+            assert row.num_thoughts == 0 or whole == [*chain.from_iterable(steps)]
+            assert all(step in (*steps, ()) for step in row.removed[:-1])
+
+
+def test_words_alone_train_as_coconut() -> None:
+    """Where nothing is removed the cross-entropy is the only term, and no other method's examples ask for steps."""
+    words = replace(CURRICULUM, phases=[Phase("words", {"stage_0": 1.0})])
+    batch = collate(examples(words), pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
+    assert not set(FOR_METHODS) & set(batch)
+    output = type("Output", (), {"loss": torch.tensor(1.0)})
+    assert METHODS["sim_cot"].losses(lambda **more: output, None, batch) == {"cross_entropy": output.loss}
+    assert all(row.removed == () for row in examples(replace(CURRICULUM, method="coconut")))
