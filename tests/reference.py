@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def embeddings(model, ids, latent_id, detach=False, shift=0.0):
+def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None):
     """The input embedding of every position of one row, thoughts included, (columns, width).
 
+    `project` is what becomes of a thought before it is fed back.
     `detach` and `shift` are wrong on purpose: thoughts without a gradient; a first thought whose entries are off.
     """
     ids = torch.as_tensor(ids)
@@ -24,7 +25,7 @@ def embeddings(model, ids, latent_id, detach=False, shift=0.0):
         thought = thought.detach() if detach else thought
         if shift and number == 0:
             thought = thought + shift * (-1) ** torch.arange(len(thought))
-        embeds[position] = thought
+        embeds[position] = thought if project is None else project(thought)
     return torch.stack(embeds)
 
 

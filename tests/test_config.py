@@ -206,6 +206,7 @@ SHARED = {
     ("coconut", "coconut"): 2,
     ("coconut", "frontier"): 2,
     ("coconut", "sim_cot"): 2,
+    ("coconut_no_curriculum", "codi"): 0,
     ("no_thought", "icot"): 2,
     ("cot", "no_thought"): 1,  # stage 0 of cot lasts as long as all of the other's
     ("coconut", "no_thought"): 0,  # markers in the prompt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from cocot.cli import main
 from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError, RunError
+from cocot.methods import METHODS
 from cocot.methods.tokens import LATENT, PAUSE
 from cocot.modeling import custom_generate, recurrence
 from cocot.modeling.generation import answer
+from cocot.modeling.method_modules import add_modules
 from cocot.serving.export import chat_template, export, prompt_embeddings
 from cocot.training.run import train
 
@@ -78,12 +81,27 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def projecting_thinker() -> Any:
+    """One whose thoughts are projected before they are fed back."""
+    model = trained_thinker("llama", modules_of="codi")
+    torch.manual_seed(0)
+    add_modules(model, METHODS["codi"])
+    return model
+
+
+MAKERS = {
+    "llama": partial(trained_thinker, "llama"),
+    "gpt2": partial(trained_thinker, "gpt2"),
+    "codi": projecting_thinker,
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A model and the folder it was exported to; read them, do not change them."""
     place = tmp_path_factory.mktemp("export")
-    export(saved(trained_thinker(request.param), place / "model"), place / "out")
-    return trained_thinker(request.param), place / "out"
+    export(saved(MAKERS[request.param](), place / "model"), place / "out")
+    return MAKERS[request.param](), place / "out"
 
 
 def outputs(model: Any, questions: list[str], num_thoughts: int | None = None) -> list[str]:

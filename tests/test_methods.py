@@ -60,6 +60,8 @@ CASES = {
         "stage_2": "is a b ? [ * * * * ] | c d ### d ! .",
         "final": "is a b ? [ * * * * ] | ### d ! .",
     },
+    "codi": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "no_thought": {
         "stage_0": "is a b ? | a b b c c c d ### d ! .",
         "stage_1": "is a b ? | b c c c d ### d ! .",
@@ -316,7 +318,7 @@ def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> Non
     for stage in (last, gone):
         assert encode(config, stage, replace(PROBLEM, steps=())) == bare
     if method != "cot":
-        assert bare == replace(encode(config, gone), removed=bare.removed)
+        assert bare == replace(encode(config, gone), removed=bare.removed, written=bare.written)
 
 
 @pytest.mark.parametrize(

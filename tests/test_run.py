@@ -483,7 +483,9 @@ def test_fsdp_that_would_be_wrong_is_refused(setting: dict[str, Any], message: s
         check_fsdp(plugin, tiny_config())
 
 
-@pytest.mark.parametrize("curriculum", [{"method": "frontier"}, {"method": "sim_cot"}, {"phases": PHASES}])
+@pytest.mark.parametrize(
+    "curriculum", [{"method": "frontier"}, {"method": "sim_cot"}, {"method": "codi"}, {"phases": PHASES}]
+)
 def test_a_loss_on_thoughts_is_refused_under_fsdp(curriculum: dict[str, Any]) -> None:
     """It reads the head outside of a forward pass; of a run and of a phase."""
     plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=False)

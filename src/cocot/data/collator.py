@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from cocot.data.examples import IGNORED, Example
 from cocot.data.shared_reading import Layout, find_layout, shared_tensors
-from cocot.data.thought_targets import asked_of_thoughts
+from cocot.data.thought_targets import ANSWER_PROMPTS, WRITTEN, asked_of_thoughts
 
 
 def collate(
@@ -45,6 +45,8 @@ def collate(
         `loss_positions`, as `label_positions` gives it. Where rows are shared also `shared_reading`: columns that the
         questions of a row share, and questions a row (`data/shared_reading.py`); then `latent_columns` has the first
         column of each group of columns, and `loss_positions` counts the columns behind the shared ones.
+        Where the method asks for the written solutions also `written`, a batch of these, and in both batches
+        `answer_prompts`, of each row the column from which the answer's first token is predicted, (batch,), int64.
     """
     layout = find_layout(examples, latent_id) if shares_reading else None
     if layout is not None:
@@ -72,7 +74,29 @@ def collate(
         "latent_columns": columns,
         "loss_positions": label_positions(labels),
         **asked_of_thoughts(examples),
+        **_with_written(examples, before, pad_id, latent_id),
     }
+
+
+def _with_written(examples: Sequence[Example], before: int, pad_id: int, latent_id: int) -> dict[str, Any]:
+    """The written solutions as a batch of their own, and in both the column that predicts each row's answer.
+
+    Args:
+        examples: The rows.
+        before: Columns in front of the text that is learned.
+        pad_id: As in `collate`.
+        latent_id: As in `collate`.
+    """
+    written = [example.written for example in examples if example.written]
+    if not written:
+        return {}
+    longest = max(example.prompt_length for example in written)
+    batch = collate(written, pad_id, latent_id) | {ANSWER_PROMPTS: _answer_prompts(written, longest)}
+    return {WRITTEN: batch, ANSWER_PROMPTS: _answer_prompts(examples, before)}
+
+
+def _answer_prompts(examples: Sequence[Example], before: int) -> Tensor:
+    return torch.tensor([before - example.prompt_length + example.answer_prompt for example in examples])
 
 
 def _shared(examples: Sequence[Example], layout: Layout, pad_id: int, latent_id: int) -> dict[str, Any]:

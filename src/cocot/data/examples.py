@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from random import Random
+from typing import Any
 
-from cocot.data.encoding import Tokenized
+from cocot.data.encoding import Tokenized, encode_texts
 from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
+from cocot.errors import DataError
 from cocot.methods import CurriculumConfig, Stage
-from cocot.methods.tokens import LATENT
+from cocot.methods.tokens import ANSWER_MARK, LATENT
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -38,14 +41,18 @@ class Example:
         targets: For each thought, the token ids that are right after it; empty where nothing is said of them.
         removed: For each step's thoughts, the token ids of the text that they stand for, where the method asks for it;
             empty for thoughts beyond the last step.
+        answer_prompt: Position from which the answer's first token is predicted: the last of the answer mark.
+        written: The problem in words, the last step left out, where the method asks for it.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_length: int
-    num_thoughts: int
+    num_thoughts: int = 0
     targets: tuple[tuple[int, ...], ...] = ()
     removed: tuple[tuple[int, ...], ...] = ()
+    answer_prompt: int = 0
+    written: Example | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Encoder:
         parts = [(part.index, part.is_final) for part, _ in stage.mixture] or [(stage.index, stage.is_final)]
         if self.mixes and not stage.mixture:
             parts += [(index, False) for index in range(stage.index + stage.is_final)]
-        return max(len(self._encode(problem, *part, Random(0)).input_ids) for part in parts)
+        return max(_length(self._encode(problem, *part, Random(0))) for part in parts)
 
     def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
         method = self.config.chosen
@@ -113,7 +120,35 @@ class Encoder:
         targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
         num_groups = num_thoughts // self.config.thoughts_per_step if method.reads_steps else 0
         removed = _removed(problem.steps, num_groups, is_final)
-        return Example([*start, *text], [*[IGNORED] * len(start), *text], len(start), num_thoughts, targets, removed)
+        written = self._written(problem) if method.reads_solutions else None
+        asked = {"num_thoughts": num_thoughts, "targets": targets, "removed": removed, "written": written}
+        return self._example(start, text, len(problem.answer), **asked)
+
+    def _written(self, problem: Tokenized) -> Example:
+        """The question and its written solution but for the last step, which gives the answer away."""
+        text = [*chain.from_iterable(problem.steps[:-1]), *problem.answer]
+        if problem.answer[: len(self._mark)] != self._mark:
+            raise DataError(
+                f"the tokenizer cuts the answer mark {ANSWER_MARK!r} together with the answer behind it, so that no "
+                f"position predicts the answer alone; {self.config.method} needs a tokenizer that does not."
+            )
+        return self._example(problem.question, text, len(problem.answer))
+
+    def _example(self, start: Sequence[int], text: Sequence[int], num_answer: int, **asked: Any) -> Example:
+        """An example that reads `start` and learns `text`, which ends in an answer of `num_answer` tokens."""
+        labels = [*[IGNORED] * len(start), *text]
+        before_answer = len(labels) - num_answer + len(self._mark) - 1
+        return Example([*start, *text], labels, len(start), answer_prompt=before_answer, **asked)
+
+    @cached_property
+    def _mark(self) -> tuple[int, ...]:
+        """The answer mark."""
+        return tuple(encode_texts([ANSWER_MARK], self.tokenizer)[0])
+
+
+def _length(example: Example) -> int:
+    """Tokens of the longest sequence that the model reads of an example."""
+    return max(len(example.input_ids), len(example.written.input_ids) if example.written else 0)
 
 
 def _removed(steps: Sequence[tuple[int, ...]], num_groups: int, is_final: bool) -> tuple[tuple[int, ...], ...]:

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from cocot.data.examples import IGNORED, Example
 
 THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS = "thought_targets", "removed_steps", "removed_thoughts"
-FOR_METHODS = (THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS)
+WRITTEN, ANSWER_PROMPTS = "written", "answer_prompts"
+FOR_METHODS = (THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS, WRITTEN, ANSWER_PROMPTS)
 """Their names in a batch: for a method's loss, none of the model's inputs."""
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MOST = 1_000_000
 CROSS_ENTROPY = "cross_entropy"
 """The name of the term that every method has: minus the log of the probability of the text after the thoughts."""
+PROJECTION = "projection"
+"""A part of this name, of a method's modules, is applied to every thought before it is fed back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Method:
             questions about one text.
         reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
         reads_steps: Whether `losses` finds in its batch the written steps that its thoughts stand for.
+        reads_solutions: Whether `losses` finds in its batch the problems written out in words, as `written`.
+        terms: Names of the terms of its loss besides the cross-entropy: `train.loss_weights` may weigh them.
     """
 
     name: str = ""
@@ -87,6 +91,8 @@ class Method:
     takes_shared_readings: bool = False
     reads_frontiers: bool = False
     reads_steps: bool = False
+    reads_solutions: bool = False
+    terms: tuple[str, ...] = ()
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:
         """The stages of a run, in order: words, then one more step removed at each, then no words at all."""
@@ -131,13 +137,15 @@ class Method:
     def modules(self, model: Any) -> nn.Module | None:
         """Modules that are trained beside the model, newly made; afterwards they are `model.method_modules`.
 
+        Their part `PROJECTION`, if there is one, is a part of what a thought is.
+
         Args:
             model: The model, with thoughts; not to be changed.
         """
         return None
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The terms of the loss of one batch, by name, each with its weight; their sum is minimised.
+        """The terms of the loss of one batch, by name; their sum, weighed by `train.loss_weights`, is minimised.
 
         Args:
             run: `run(**more)` is the model's forward pass over the batch, with further arguments of it such as

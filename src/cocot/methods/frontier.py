@@ -34,6 +34,7 @@ class Frontier(Method):
     shares_first_stage = True
     takes_shared_readings = True
     reads_frontiers = True
+    terms = (FRONTIER,)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the thoughts where any of the batch has a set."""

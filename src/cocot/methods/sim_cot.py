@@ -32,6 +32,7 @@ class SimCot(Method):
     shares_first_stage = True
     takes_shared_readings = True
     reads_steps = True
+    terms = (STEPS,)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the steps where the batch has removed any."""

@@ -1,7 +1,8 @@
 """`generate` of an exported model: the thoughts of a prompt first, then Hugging Face's own `generate` from their cache.
 
 `cocot export` copies this file and `modeling/recurrence.py`, as they are, into the folder's `custom_generate/`, where
-`from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch and transformers are needed there.
+`from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch, transformers and safetensors are
+needed there.
 
 In: what `generate` takes; `<|latent|>` in `input_ids` marks a thought. Out: what `generate` returns.
 Read next: `serving/export.py`, which writes the folder.
@@ -14,10 +15,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
+from transformers.utils.hub import cached_file
 
-from .recurrence import CACHE, decoder_of, latent_columns, takes_positions, think
+from .recurrence import CACHE, ThoughtHook, decoder_of, latent_columns, takes_positions, think
+
+PROJECTION_FILE = "projection.safetensors"
+"""In the folder of a model whose thoughts are projected: `methods/codi.py`."""
 
 _REFUSED = (
     "cache",
@@ -76,6 +83,7 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
         columns=latent_columns(is_latent[:, :-1]),
         attention_mask=mask[:, :-1],
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1] if takes_positions(decoder) else None,
+        thought_hook=_projection(model),
         recomputes=model.config.thoughts.get("recomputes", False),
     ).last_hidden_state
     # The last column is left to the original, which wants one to begin with; it may be a thought itself.
@@ -85,6 +93,23 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     cache.batch_repeat_interleave(max(setting("num_beams") or 1, setting("num_return_sequences") or 1))
     kwargs |= {"attention_mask": mask, CACHE: cache, "inputs_embeds": embeddings, "use_cache": True}
     return original(model, input_ids, generation_config, *args, **kwargs)
+
+
+def _projection(model: Any) -> ThoughtHook | None:
+    """What a thought goes through before it is fed back, if the folder has a file of that: it is read once."""
+    if not model.config.thoughts.get("modules_of"):
+        return None
+    if not hasattr(model, "_thought_projection"):
+        model._thought_projection = load_file(str(cached_file(model.name_or_path, PROJECTION_FILE)))
+    names = (f"method_modules.projection.{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias"))
+    parts = [model._thought_projection[name].to(model.device, model.dtype) for name in names]
+
+    def project(number: int, thought: Tensor) -> Tensor:
+        inner = functional.gelu(functional.linear(thought, *parts[:2]))
+        outer = functional.linear(inner, *parts[2:4])
+        return functional.layer_norm(outer, outer.shape[-1:], *parts[4:])
+
+    return project
 
 
 def _mask(input_ids: Tensor, mask: Tensor | None, model: Any) -> Tensor:

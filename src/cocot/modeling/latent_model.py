@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError
 from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.forward_call import ForwardCall
+from cocot.modeling.layer_states import LayerStates, layer_states
+from cocot.modeling.method_modules import with_projection
 from cocot.modeling.own_head import logits_of
 from cocot.modeling.recurrence import ThoughtHook
 from cocot.modeling.self_test import Passes, find_passes
@@ -120,7 +123,11 @@ class Thoughts:
         if not columns and not call.gathers and shared_reading is None:
             return call.run_bare(use_cache, logits_to_keep)
         call.check(columns, is_planned=latent_columns is not None)
-        return call.run(columns, thought_hook, loss_positions, logits_to_keep)
+        return call.run(columns, with_projection(self, thought_hook), loss_positions, logits_to_keep)
+
+    def layer_states(self) -> AbstractContextManager[LayerStates]:
+        """Keep the hidden states of every layer of the calls meanwhile; see `modeling/layer_states.py`."""
+        return layer_states(self)
 
     def thought_logits(self, thoughts: Sequence[Tensor]) -> Tensor:
         """What thoughts say when they are read through the model's own head.

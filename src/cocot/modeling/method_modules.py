@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cocot.errors import ModelError
 from cocot.methods import Method
+from cocot.methods.base import PROJECTION
+from cocot.modeling.recurrence import ThoughtHook
 
 NAME = "method_modules"
 _PREFIX = f"{NAME}."
@@ -44,6 +46,19 @@ def add_modules(model: Any, method: Method, saved: Path | None = None) -> None:
     model.add_module(NAME, modules.to(model.device))
 
 
+def with_projection(model: Any, hook: ThoughtHook | None) -> ThoughtHook | None:
+    """What becomes of a thought: the method's projection, if the model has one, and then the caller's hook."""
+    project = getattr(getattr(model, NAME, None), PROJECTION, None)
+    if project is None:
+        return hook
+
+    def projected(number: int, thought: Tensor) -> Tensor:
+        made: Tensor = project(thought)
+        return made if hook is None else hook(number, made)
+
+    return projected
+
+
 def _saved_modules(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -51,6 +66,17 @@ def _saved_modules(folder: Path) -> dict[str, Tensor]:
             names = filter(is_of_method, weights.keys())
             found |= {name.removeprefix(_PREFIX): weights.get_tensor(name) for name in names}
     return found
+
+
+def modules_in(model: Any) -> dict[str, Tensor]:
+    """The weights of a model that are a method's, by their names in a file."""
+    return {name: weight for name, weight in model.state_dict().items() if is_of_method(name)}
+
+
+def is_projection(modules: Mapping[str, Tensor]) -> bool:
+    """Whether these weights are those of a projection as `codi` has it, and no others."""
+    parts = (f"{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias"))
+    return modules.keys() == {f"{_PREFIX}{PROJECTION}.{part}" for part in parts}
 
 
 def without_modules(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

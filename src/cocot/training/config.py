@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cocot.errors import ConfigError
-from cocot.methods import CurriculumConfig
+from cocot.methods import METHODS, CurriculumConfig
 from cocot.modeling.config import ModelConfig
-from cocot.settings.typed import check_numbers, number
+from cocot.settings.typed import check_numbers, choose, number
 
 _MOST = 1_000_000_000
 """The most of anything that is counted in problems, tokens, steps or epochs."""
@@ -72,6 +72,8 @@ class TrainConfig:
         lr_scheduler: Hugging Face's name of the schedule inside a stage.
         warmup_steps: Steps in which a stage's rate rises from 0.
         stage_learning_rate: Factor of the learning rate by stage name, for example `{final: 0.3}`.
+        loss_weights: Weights of the terms of the method's loss besides the cross-entropy, for example
+            `{distillation: 20}`; 1 where nothing is said. Terms of other methods may be named, too.
         bf16: Autocast to bfloat16; null: on a GPU that has it.
         eval_max_new_tokens: Longest answer in validation, in tokens; null for what the longest expected text of the
             validation problems takes at each stage, with head room. Answers that are longer are cut, and counted.
@@ -98,6 +100,7 @@ class TrainConfig:
     ] = "constant"
     warmup_steps: int = number(0, low=0, high=_MOST)
     stage_learning_rate: dict[str, float] = number(dict, low=0, high=1e30)
+    loss_weights: dict[str, float] = number(dict, low=0, high=1e30)
     bf16: bool | None = None
     eval_max_new_tokens: int | None = number(None, low=1, high=_MOST)
     eval_batch_size: int = number(64, low=1, high=_MOST)
@@ -108,6 +111,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "train")
+        known = sorted({term for method in METHODS.values() for term in method.terms})
+        if unknown := [name for name in self.loss_weights if name not in known]:
+            raise ConfigError(f"train.loss_weights names {unknown[0]!r}; {choose(unknown[0], known)}")
 
 
 def _check_generate(name: str, settings: dict[str, Any]) -> None:

@@ -44,10 +44,11 @@ def check_fsdp(plugin: Any, config: RunConfig) -> None:
         )
     if config.model.lora is not None:
         raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
-    asks = [planned.method for planned in plan(config) if planned.method.reads_frontiers or planned.method.reads_steps]
+    methods = [planned.method for planned in plan(config)]
+    asks = [each for each in methods if each.reads_frontiers or each.reads_steps or each.reads_solutions]
     if asks:
         raise ConfigError(
-            f"a loss on every thought ({asks[0].name}) does not go with FSDP yet; leave --use_fsdp out for DDP."
+            f"a loss beside the cross-entropy ({asks[0].name}) does not go with FSDP yet; leave --use_fsdp out for DDP."
         )
 
 

@@ -134,7 +134,11 @@ class StageTrainer(Trainer):
         terms = self.job.method.losses(run, bare, inputs)
         # Hugging Face sums the cross-entropy over the batches of a step; of all other terms their mean counts.
         share = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
-        terms = {name: term if name == CROSS_ENTROPY else term / share for name, term in terms.items()}
+        weights = self.job.config.loss_weights
+        terms = {
+            name: term if name == CROSS_ENTROPY else weights.get(name, 1.0) / share * term
+            for name, term in terms.items()
+        }
         if len(terms) > 1:
             self._num_batches += 1
             for name, term in terms.items():

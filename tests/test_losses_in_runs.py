@@ -1,0 +1,113 @@
+"""Tests of every method with a loss of its own, in whole runs: cut, resumed, shared out, and with an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_support import NO_DROPOUT_INIT, Finish, tiny_config, weights, write_recipe
+from test_run import MAX_GAP, gap, save_model, start_two
+
+from cocot.errors import ConfigError, Interrupted
+from cocot.methods import METHODS
+from cocot.modeling.config import LoraSettings
+from cocot.modeling.generation import answer
+from cocot.modeling.loading import load
+from cocot.training.config import RunConfig
+from cocot.training.run import prepare_data, train
+from cocot.training.run_folder import RunFolder
+from cocot.training.trainer import StageTrainer
+
+WITH_A_LOSS = [name for name, method in METHODS.items() if method.terms]
+
+
+def config_of(method: str, **settings: Any) -> RunConfig:
+    """A small run of problems of one length, so that a mean over a part of a batch weighs as much as one over all."""
+    curriculum = {"method": method, "max_stage": 2, "epochs_per_stage": 1, "final_epochs": 1, "stage_mix": 0.0}
+    return tiny_config(**{"curriculum": curriculum, "init": NO_DROPOUT_INIT, **settings})
+
+
+def terms(run: RunFolder, method: str) -> dict[str, list[float]]:
+    """What the log says of each term."""
+    names = [f"loss_{term}" for term in METHODS[method].terms]
+    return {name: [entry[name] for entry in run.read_log() if name in entry] for name in names}
+
+
+@pytest.mark.parametrize("method", WITH_A_LOSS)
+def test_an_interrupted_run_ends_as_the_other(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every term is logged; stopped inside the last stage and resumed, weights and log are the same bit for bit."""
+    config = config_of(method, train={"optimizer_reset": "never"})
+    whole = train(config, tmp_path / "whole")
+    logged = terms(whole, method)
+    assert all(len(values) >= 4 for values in logged.values())
+    step = StageTrainer.training_step
+
+    def stop(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.job.planned.stage.name == "final" and self.state.global_step == 2:
+            self.stage_callback._has_signal = True
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageTrainer, "training_step", stop)
+        with pytest.raises(Interrupted):
+            train(config, tmp_path / "cut")
+    cut = train(config, tmp_path / "cut")
+    ours, theirs = weights(whole.path), weights(cut.path)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert terms(cut, method) == logged
+
+
+@pytest.mark.parametrize("method", WITH_A_LOSS)
+def test_terms_count_as_much_however_a_batch_is_cut(method: str, tmp_path: Path) -> None:
+    """Eight rows at once, or twice four, with the terms weighed: the same weights, up to the order of sums."""
+    for rows in (8, 4):
+        weights_of_terms = dict.fromkeys(METHODS[method].terms, 3.0)
+        settings = {"device_batch_size": rows, "loss_weights": weights_of_terms, "learning_rate": 3e-4}
+        train(config_of(method, train=settings), tmp_path / f"{rows}")
+    print("gap of", method, gap(tmp_path / "8", tmp_path / "4"))
+    assert gap(tmp_path / "8", tmp_path / "4") < MAX_GAP
+
+
+@pytest.mark.parametrize("method", WITH_A_LOSS)
+def test_a_term_of_weight_zero_is_not_learned(method: str, tmp_path: Path) -> None:
+    """`train.loss_weights` reaches every term: without them all the run is another one."""
+    silent = train(config_of(method, train={"loss_weights": dict.fromkeys(METHODS[method].terms, 0.0)}), tmp_path / "0")
+    loud = train(config_of(method), tmp_path / "1")
+    assert all(not any(values) for values in terms(silent, method).values())
+    assert all(all(values) for values in terms(loud, method).values())
+    assert gap(silent.path, loud.path) > MAX_GAP
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", WITH_A_LOSS)
+def test_two_processes_are_one(method: str, tmp_path: Path, finish: Finish) -> None:
+    """Under DDP two processes reach one process's weights to float noise."""
+    config = config_of(method)
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    train(config, tmp_path / "one")
+    finish(lambda: start_two("ddp", recipe, tmp_path / "two"))
+    print("gap of", method, gap(tmp_path / "one", tmp_path / "two"))
+    assert gap(tmp_path / "one", tmp_path / "two") < MAX_GAP
+
+
+@pytest.mark.parametrize("method", WITH_A_LOSS)
+def test_an_adapter_learns_it_or_says_why_not(method: str, tmp_path: Path) -> None:
+    """With model.lora the result is a plain model that answers; a method with modules of its own is refused."""
+    pytest.importorskip("peft")
+    problems = prepare_data(tiny_config()).valid
+    save_model(tmp_path / "llama", [problem.question + problem.steps[0] for problem in problems], "llama")
+    config = config_of(method, init=None, path=str(tmp_path / "llama"))
+    config = replace(config, model=replace(config.model, lora=LoraSettings(rank=2)))
+    if type(METHODS[method]).modules is not type(METHODS["coconut"]).modules:
+        with pytest.raises(ConfigError, match=f"the method {method} trains modules of its own"):
+            train(config, tmp_path / "run")
+        return
+    run = train(config, tmp_path / "run")
+    assert all(values and values[-1] > 0 for values in terms(run, method).values())
+    model, tokenizer = load(run.path)
+    (given,) = answer(model, tokenizer, [problems[0].question], max_new_tokens=4)
+    assert given.num_thoughts == 2
