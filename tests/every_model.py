@@ -3,7 +3,8 @@
     python tests/every_model.py            # the page, to standard output
 
 A class is *equal* when logits alone and padded, the loss of a padded batch, all gradients, and greedy generation are
-those of the oracle: one row, no padding, no cache, all columns again for every thought. It is *refused* when
+those of the oracle: one row, no padding, no cache, all columns again for every thought; also where all thoughts are
+refined together. It is *refused* when
 `give_thoughts` says why in a ModelError. Nothing else is right.
 """
 
@@ -29,6 +30,8 @@ WORDS = range(5, 58)
 LAYOUTS = ((5, 2, 4), (9,), (2, 1, 6), (3, 3, 2), (3,), (1, 1, 2))
 """Of each row: tokens of text, thoughts, tokens of text. The short ones begin behind the first thoughts of others."""
 NEW_TOKENS = 3
+ITERATIONS = 2
+"""Of thoughts that are refined together: fewer than a row has, so that they are not those of the recurrence."""
 TOLERANCE = 1e-5
 """Largest difference from the oracle that counts as equal, relative to the largest entry."""
 
@@ -139,7 +142,25 @@ def _check(model_type, dtype):
     mine = reference.gradients(model)
     found["gradients"] = max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items())
     found["generation"] = _generation(model, rows)
+    found |= _refined(model, rows)
     return verdict
+
+
+def _refined(model, rows):
+    """Loss, gradients and generation with thoughts that are refined together."""
+    model.config.thoughts["iterations"] = ITERATIONS
+    loss, _, gradients = reference.batch_results(model, rows, LATENT_ID, iterations=ITERATIONS)
+    model.zero_grad()
+    own = model.train()(**pad(rows)).loss
+    own.backward()
+    model.eval()
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    mine = reference.gradients(model)
+    return {
+        "refined loss": apart(own.detach(), loss),
+        "refined gradients": max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items()),
+        "refined generation": _generation(model, rows, iterations=ITERATIONS),
+    }
 
 
 def _thoughts(model, ids, logits):
@@ -152,7 +173,7 @@ def _thoughts(model, ids, logits):
         return apart(model.thought_logits(thoughts)[0], logits[[place - 1 for place in places]])
 
 
-def _generation(model, rows):
+def _generation(model, rows, **more):
     """0 if a padded batch generates what the oracle does for each row, else 1."""
     prompts = [(ids, ids) for ids, _ in rows]
     batch = pad(prompts)
@@ -167,7 +188,7 @@ def _generation(model, rows):
         pad_token_id=1,
     )[:, width:].tolist()
     banned = [58, 59, LATENT_ID, EOS_ID]
-    expected = [reference.greedy(model, ids, LATENT_ID, EOS_ID, banned, NEW_TOKENS) for ids, _ in rows]
+    expected = [reference.greedy(model, ids, LATENT_ID, EOS_ID, banned, NEW_TOKENS, **more) for ids, _ in rows]
     return float(written != expected)
 
 

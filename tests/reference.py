@@ -9,10 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None):
+def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None, iterations=None):
     """The input embedding of every position of one row, thoughts included, (columns, width).
 
-    `project` is what becomes of a thought before it is fed back.
+    `project` is what becomes of a thought before it is fed back. With `iterations` all thoughts are placeholders at
+    first, and so many times each becomes the last hidden state of the position before (arXiv 2506.18582).
     `detach` and `shift` are wrong on purpose: thoughts without a gradient; a first thought whose entries are off.
     """
     ids = torch.as_tensor(ids)
@@ -20,7 +21,13 @@ def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None):
     decoder = model.get_decoder()
     if decoder is model or isinstance(decoder, torch.nn.Linear):  # of classes without a `get_decoder` of their own
         decoder = model.model
-    for number, position in enumerate((ids == latent_id).nonzero().flatten().tolist()):
+    places = (ids == latent_id).nonzero().flatten().tolist()
+    for _ in range(iterations or 0):
+        hidden = decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0]
+        embeds = [hidden[place - 1] if place in places else embed for place, embed in enumerate(embeds)]
+    if iterations is not None:
+        return torch.stack(embeds)
+    for number, position in enumerate(places):
         thought = decoder(inputs_embeds=torch.stack(embeds)[None], use_cache=False).last_hidden_state[0, position - 1]
         thought = thought.detach() if detach else thought
         if shift and number == 0:
@@ -58,12 +65,12 @@ def gradients(model):
     return {name: zeros(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-def greedy(model, ids, latent_id, eos_id, banned, max_new_tokens):
+def greedy(model, ids, latent_id, eos_id, banned, max_new_tokens, **wrong):
     """The tokens that follow one prompt: the likeliest each time, everything computed again for each."""
     written = []
     while len(written) < max_new_tokens and (not written or written[-1] != eos_id):
         with torch.no_grad():
-            logits = row_logits(model, [*ids, *written], latent_id)[-1]
+            logits = row_logits(model, [*ids, *written], latent_id, **wrong)[-1]
         logits[banned] = -torch.inf
         written.append(int(logits.argmax()))
     return written

@@ -93,6 +93,7 @@ MAKERS = {
     "llama": partial(trained_thinker, "llama"),
     "gpt2": partial(trained_thinker, "gpt2"),
     "codi": projecting_thinker,
+    "pccot": partial(trained_thinker, "llama", iterations=2),
 }
 
 

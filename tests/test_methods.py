@@ -62,6 +62,7 @@ CASES = {
     },
     "codi": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "pccot": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "no_thought": {
         "stage_0": "is a b ? | a b b c c c d ### d ! .",
         "stage_1": "is a b ? | b c c c d ### d ! .",

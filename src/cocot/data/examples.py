@@ -76,6 +76,7 @@ class Encoder:
             num_thoughts=self.config.num_thoughts,
             start_marker=self.config.start_marker,
             end_marker=self.config.end_marker,
+            iterations=self.config.chosen.iterations(self.config),
         )
         object.__setattr__(self, "settings", settings)
 

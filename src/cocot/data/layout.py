@@ -33,6 +33,7 @@ class ThoughtSettings:
         task: Name of the task that it was trained for, which grades its answers; None where that is not known.
         recomputes: Of an exported model: whether every thought reads all columns again (see `modeling/self_test.py`).
         modules_of: Name of the method whose modules the model keeps (`Method.keeps_modules`); None for most models.
+        iterations: How often all thoughts are refined together (`Method.iterations`); None for one after the other.
     """
 
     latent_id: int = number(MISSING, low=0)
@@ -43,6 +44,7 @@ class ThoughtSettings:
     task: str | None = None
     recomputes: bool = False
     modules_of: str | None = None
+    iterations: int | None = number(None, low=0, high=_MOST)
 
     def __post_init__(self) -> None:
         check_numbers(self, "thoughts")

@@ -134,6 +134,10 @@ class Method:
         """Thoughts (or pauses) before an answer once training is over."""
         return config.max_stage * config.thoughts_per_step if self.filler else 0
 
+    def iterations(self, config: CurriculumConfig) -> int | None:
+        """How often all thoughts are refined together; None where each follows from the one before it."""
+        return None
+
     def modules(self, model: Any) -> nn.Module | None:
         """Modules that are trained beside the model, newly made; afterwards they are `model.method_modules`.
 
@@ -207,6 +211,7 @@ class CurriculumConfig:
             where the next word of the chain would stand, and the state that becomes the next thought is the one that
             would write that word: what a model has learned in words serves its thoughts.
         icot_tokens_per_stage: Tokens that each stage of icot removes.
+        pccot_iterations: How often pccot refines all its thoughts together.
         icot_smoothing: icot removes o further tokens with probability proportional to exp(-icot_smoothing * o).
     """
 
@@ -223,6 +228,7 @@ class CurriculumConfig:
     start_marker: bool = True
     end_marker: bool = True
     icot_tokens_per_stage: int = number(8, low=1, high=_MOST)
+    pccot_iterations: int = number(3, low=0, high=_MOST)
     icot_smoothing: float = number(4.0, above=0, high=1e12)
 
     def __post_init__(self) -> None:

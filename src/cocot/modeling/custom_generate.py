@@ -84,6 +84,7 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
         attention_mask=mask[:, :-1],
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1] if takes_positions(decoder) else None,
         thought_hook=_projection(model),
+        iterations=model.config.thoughts.get("iterations"),
         recomputes=model.config.thoughts.get("recomputes", False),
     ).last_hidden_state
     # The last column is left to the original, which wants one to begin with; it may be a thought itself.

@@ -21,7 +21,7 @@ from cocot.modeling.own_head import run_head
 from cocot.modeling.recurrence import CACHE, ThoughtHook, decoder_of, latent_columns, takes_positions, think
 from cocot.modeling.shared_passes import MODEL_TYPES, TrainingPasses, can_share
 from cocot.modeling.shared_reading import SharedReading, positions_in
-from cocot.modeling.thought_settings import latent_id
+from cocot.modeling.thought_settings import iterations, latent_id
 
 
 @dataclass
@@ -128,7 +128,7 @@ class ForwardCall:
 
         def run(begin: int, end: int | None, **more: Any) -> Any:
             more |= {name: value if value is None else value[:, begin:end] for name, value in self.positions.items()}
-            more |= {**passes.settings, **self.more}
+            more |= {**passes.settings, "iterations": iterations(self.model), **self.more}
             return think(decoder_of(self.model), embeddings[:, begin:end], is_latent[:, begin:end], **more)
 
         if self.reading is None:

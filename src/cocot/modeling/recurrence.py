@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import cache as cached
 from inspect import signature
-from itertools import pairwise
-from typing import Any
+from itertools import count, pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -45,6 +47,7 @@ def think(
     cache: Cache | None,
     columns: Sequence[int] | None = None,
     num_interleaved: int = 1,
+    iterations: int | None = None,
     attention_mask: Mask = None,
     position_ids: Tensor | None = None,
     thought_hook: ThoughtHook | None = None,
@@ -70,10 +73,12 @@ def think(
         num_interleaved: Sequences that lie in a row column by column: the first column of each, the second of each,
             and so on. A position's hidden state feeds that of its own sequence, so many columns further; the mask must
             keep the sequences apart.
+        iterations: None for thoughts one after the other; or all of them at once, refined so often.
         attention_mask: None, (batch, past + columns), (batch, heads, columns, past + columns), or one such 4-D mask
             a layer type. It covers past and current columns.
         position_ids: (batch, columns); covers the current columns only.
-        thought_hook: What becomes of the thoughts of a pass before they are fed back; for experiments.
+        thought_hook: What becomes of the thoughts of a pass before they are fed back; for experiments. With
+            `iterations` it is called for every thought at every iteration.
         pass_context: What a pass runs in, given its number and how many columns it reads.
         recomputes: Whether every pass reads all columns from the first, and only the last one fills the cache.
         use_cache: Without it nothing is cached; that takes `recomputes`.
@@ -86,6 +91,31 @@ def think(
     splits = latent_columns(is_latent) if columns is None else columns
     assert 0 not in splits, "column 0 has no hidden state before it"
     num_columns = inputs_embeds.shape[1]
+    refines = iterations is not None and len(splits) > 0
+    recomputes = recomputes or (refines and not _can_branch(cache))
+    numbers = count()
+
+    def read(parts: Sequence[Tensor], start: int, end: int, is_last: bool, filled: Cache | None = cache) -> Any:
+        """One pass, over columns `start` to `end`, the last of `parts`, or over all of them."""
+        begin = 0 if recomputes else start
+        fills_cache = use_cache and (not recomputes or is_last)
+        with pass_context(next(numbers), end - begin):
+            return decoder(
+                inputs_embeds=torch.cat([*parts], dim=1) if recomputes else parts[-1],
+                attention_mask=_columns(attention_mask, begin, end, num_columns, None if recomputes else filled),
+                use_cache=fills_cache,
+                return_dict=True,
+                **({} if position_ids is None else {"position_ids": position_ids[:, begin:end]}),
+                **({CACHE: filled} if fills_cache and filled is not None else {}),
+                **kwargs,
+            )
+
+    def fed_back(number: int, thought: Tensor) -> Tensor:
+        return thought if thought_hook is None else thought_hook(number, thought)
+
+    if refines:
+        assert num_interleaved == 1, "thoughts are refined together in rows of one sequence"
+        return _refine(inputs_embeds, is_latent, splits, cast(int, iterations), cache, recomputes, read, fed_back)
     edges = list(pairwise([0, *splits, num_columns]))
     # One split, for backward joins its parts once; every slice would write a gradient of all columns.
     segments = list(torch.split(inputs_embeds, [end - start for start, end in edges], dim=1))
@@ -93,27 +123,66 @@ def think(
     for number, (start, end) in enumerate(edges):
         if hidden:
             segment = segments[number]
-            thought = hidden[-1][:, -num_interleaved:].to(segment)
-            if thought_hook is not None:
-                thought = thought_hook(number, thought)
+            thought = fed_back(number, hidden[-1][:, -num_interleaved:].to(segment))
             is_thought = is_latent[:, start : start + num_interleaved, None]
             first = torch.where(is_thought, thought, segment[:, :num_interleaved])
             segments[number] = torch.cat([first, segment[:, num_interleaved:]], dim=1)
-        begin = 0 if recomputes else start
-        fills_cache = use_cache and (not recomputes or number == len(edges) - 1)
-        with pass_context(number, end - begin):
-            output = decoder(
-                inputs_embeds=torch.cat(segments[: number + 1], dim=1) if recomputes else segments[number],
-                attention_mask=_columns(attention_mask, begin, end, num_columns, None if recomputes else cache),
-                use_cache=fills_cache,
-                return_dict=True,
-                **({} if position_ids is None else {"position_ids": position_ids[:, begin:end]}),
-                **({CACHE: cache} if fills_cache and cache is not None else {}),
-                **kwargs,
-            )
+        output = read(segments[: number + 1], start, end, is_last=number == len(edges) - 1)
         hidden.append(output.last_hidden_state)
     output.last_hidden_state = hidden[-1] if recomputes else torch.cat(hidden, dim=1)
     return output
+
+
+def _refine(
+    inputs_embeds: Tensor,
+    is_latent: Tensor,
+    splits: Sequence[int],
+    iterations: int,
+    cache: Cache | None,
+    recomputes: bool,
+    read: Callable[..., Any],
+    fed_back: ThoughtHook,
+) -> Any:
+    """All thoughts at once, from the placeholder's embedding on: an iteration feeds back what the one before it gave.
+
+    After n iterations the first n thoughts are those of the recurrence (a Jacobi iteration of it, arXiv 2506.18582).
+    """
+    first, last, num_columns = splits[0], splits[-1], inputs_embeds.shape[1]
+    # From the first thought to the last; what is no thought in there stays as it is.
+    before, block, after = torch.split(inputs_embeds, [first, last + 1 - first, num_columns - last - 1], dim=1)
+    is_thought = is_latent[:, first : last + 1, None]
+    fed = block
+    read_before = None if recomputes else read([before], 0, first, is_last=False).last_hidden_state
+    for _ in range(iterations):
+        if read_before is None:
+            hidden = read([before, fed[:, :-1]], first, last, is_last=False).last_hidden_state[:, first - 1 :]
+        elif last > first:
+            more = read([fed[:, :-1]], first, last, is_last=False, filled=_branch(cache)).last_hidden_state
+            hidden = torch.cat([read_before[:, -1:], more], dim=1)
+        else:
+            hidden = read_before[:, -1:]
+        thoughts = [fed_back(number, thought) for number, thought in enumerate(hidden.to(block).split(1, dim=1), 1)]
+        fed = torch.where(is_thought, torch.cat(thoughts, dim=1), block)
+    output = read([before, torch.cat([fed, after], dim=1)], first, num_columns, is_last=True)
+    if read_before is not None:
+        output.last_hidden_state = torch.cat([read_before, output.last_hidden_state], dim=1)
+    return output
+
+
+def _can_branch(cache: Any) -> bool:
+    """Whether what follows a cache can be read several times: its layers replace their tensors, and change none."""
+    return hasattr(cache, "branch") or (
+        isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    )
+
+
+def _branch(cache: Any) -> Any:
+    """A cache that goes on from here by itself."""
+    if hasattr(cache, "branch"):
+        return cache.branch()
+    branch = copy(cache)
+    branch.layers = [copy(layer) for layer in cache.layers]
+    return branch
 
 
 def decoder_of(model: Any) -> Any:

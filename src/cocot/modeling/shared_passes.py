@@ -138,7 +138,7 @@ class TrainingPasses:
 
     def _recomputed(self, layer: nn.Module, number: int) -> Callable[..., Any]:
         """A layer's `forward` that keeps its input only, and runs again, as in this pass, when gradients are needed."""
-        cache, config, forward = self.cache, self._config, layer.forward
+        config, forward = self._config, layer.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with _reading(config, number), _set_to(layer, "gradient_checkpointing", False):
@@ -146,6 +146,7 @@ class TrainingPasses:
 
         def run_twice(*args: Any, **kwargs: Any) -> Any:
             # What the second run needs waits in the graph. With this layer's own keys in it, it would wait for itself.
+            cache = next(value for value in (*args, *kwargs.values()) if isinstance(value, PassCache))
             earlier = cache.before()
             args = tuple(earlier if value is cache else value for value in args)
             kwargs = {name: earlier if value is cache else value for name, value in kwargs.items()}
@@ -186,11 +187,12 @@ class PassCache(Cache):
             return made
         if layer_idx not in self._anchored:
             self._anchored[layer_idx] = _anchored(*self._passes[0][layer_idx])
-        keys, values = zip(*(self._passes[n][layer_idx] for n in range(1, self.number)), made, strict=True)
+        later = (self._passes[number].get(layer_idx) for number in range(1, self.number))
+        keys, values = zip(*(part for part in later if part is not None), made, strict=True)
         first_keys, first_values = self._anchored[layer_idx]
         return tuple(
-            Pieces(first, torch.cat(later, dim=-2), self._num_interleaved)
-            for first, later in ((first_keys, keys), (first_values, values))
+            Pieces(first, torch.cat(parts, dim=-2), self._num_interleaved)
+            for first, parts in ((first_keys, keys), (first_values, values))
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -209,6 +211,14 @@ class PassCache(Cache):
         earlier._passes.update({number: self._passes[number] for number in range(self.number)})
         earlier._anchored.update(self._anchored)
         return earlier
+
+    def branch(self) -> PassCache:
+        """The first pass, behind which another one is to come that only what is returned keeps."""
+        branch = PassCache(self._num_interleaved)
+        branch.number = 1
+        branch._passes[0] = self._passes[0]
+        branch._anchored = self._anchored
+        return branch
 
     def take(self, earlier: PassCache) -> None:
         """Move here what the current pass has added to what `before` returned."""

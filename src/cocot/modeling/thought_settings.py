@@ -49,6 +49,12 @@ def latent_id(model: Any) -> int:
     return int(getattr(model.config, _NAME)["latent_id"])
 
 
+def iterations(model: Any) -> int | None:
+    """How often the model refines all its thoughts together, without a check of the other settings."""
+    found: int | None = getattr(model.config, _NAME).get("iterations")
+    return found
+
+
 def settings_in(config: dict[str, Any]) -> dict[str, Any]:
     """What the content of a `config.json` says; empty for a model that was not trained here."""
     return dict(config.get(_NAME) or {})
