@@ -113,7 +113,7 @@ def test_terms_and_gradients_are_those_of_the_definition(architecture: str, meth
     terms = terms_of(model, method, rows)
     assert [*terms] == ["cross_entropy", "teacher", "distillation"]
     terms[term].backward()
-    project = None if modules is None else plain.method_modules["projection"]
+    project = None if modules is None else plain.method_modules.projection
     expected = definition(plain.train(), rows, project)[term]
     expected.backward()
     torch.testing.assert_close(terms[term], expected, rtol=1e-5, atol=1e-6)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from runs_support import NO_DROPOUT_INIT, Finish, tiny_config, weights, write_recipe
+from safetensors.torch import load_file
 from test_run import MAX_GAP, gap, save_model, start_two
 
-from cocot.errors import ConfigError, Interrupted
+from cocot.errors import Interrupted
 from cocot.methods import METHODS
 from cocot.modeling.config import LoraSettings
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load
+from cocot.modeling.method_modules import is_of_method
+from cocot.training.checkpoints import complete_checkpoints
 from cocot.training.config import RunConfig
 from cocot.training.run import prepare_data, train
 from cocot.training.run_folder import RunFolder
@@ -95,19 +98,24 @@ def test_two_processes_are_one(method: str, tmp_path: Path, finish: Finish) -> N
 
 
 @pytest.mark.parametrize("method", WITH_A_LOSS)
-def test_an_adapter_learns_it_or_says_why_not(method: str, tmp_path: Path) -> None:
-    """With model.lora the result is a plain model that answers; a method with modules of its own is refused."""
+def test_an_adapter_learns_it(method: str, tmp_path: Path) -> None:
+    """With model.lora the result is a model that answers, with all that the method keeps, trained."""
     pytest.importorskip("peft")
     problems = prepare_data(tiny_config()).valid
     save_model(tmp_path / "llama", [problem.question + problem.steps[0] for problem in problems], "llama")
     config = config_of(method, init=None, path=str(tmp_path / "llama"))
     config = replace(config, model=replace(config.model, lora=LoraSettings(rank=2)))
-    if type(METHODS[method]).modules is not type(METHODS["coconut"]).modules:
-        with pytest.raises(ConfigError, match=f"the method {method} trains modules of its own"):
-            train(config, tmp_path / "run")
-        return
     run = train(config, tmp_path / "run")
     assert all(values and values[-1] > 0 for values in terms(run, method).values())
     model, tokenizer = load(run.path)
     (given,) = answer(model, tokenizer, [problems[0].question], max_new_tokens=4)
     assert given.num_thoughts == 2
+    kept = {name: weight for name, weight in weights(run.path).items() if is_of_method(name)}
+    assert bool(kept) == METHODS[method].keeps_modules
+    (first, *_) = complete_checkpoints(run.stage(run.finished_stages()[0]["name"]))
+    saved = load_file(first / "adapter_model.safetensors")
+    assert len([name for name in saved if "method_modules" in name]) == len(kept)
+    if kept:
+        still = train(replace(config, train=replace(config.train, learning_rate=1e-12)), tmp_path / "still")
+        begun = weights(still.path)
+        assert all(float((begun[name] - weight).abs().max()) > 1e-4 for name, weight in kept.items())

@@ -156,14 +156,18 @@ def test_modules_of_another_shape_are_refused(countdown: type[Any], tmp_path: Pa
         load(run.path)
 
 
-def test_what_cannot_train_modules_refuses(countdown: type[Any], tmp_path: Path) -> None:
-    """An adapter would leave a method's modules as they are made: said before anything is trained."""
+def test_an_adapter_trains_modules_whole(countdown: type[Any], tmp_path: Path) -> None:
+    """Beside an adapter the method's own modules learn, are saved with it, and are not in the result."""
     path = train(config_of("coconut"), tmp_path / "base").path / "model"
-    config = config_of("countdown", path=str(path))
-    lora = replace(config, model=replace(config.model, lora=lora_settings()))
-    with pytest.raises(ConfigError, match=r"countdown trains modules of its own, which goes neither with model\.lora"):
-        train(lora, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    config = config_of("countdown", path=str(path), train={"learning_rate": 1e-2})
+    run = train(replace(config, model=replace(config.model, lora=lora_settings())), tmp_path / "run")
+    assert not any(map(is_of_method, weights(run.path)))
+    ends = [run.path / stage["checkpoint"] / "adapter_model.safetensors" for stage in run.finished_stages()]
+    saved = [{name: part for name, part in load_file(end).items() if "method_modules." in name} for end in ends]
+    first, last = saved[1], saved[-1]
+    assert first
+    assert first.keys() == last.keys()
+    assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
 def lora_settings() -> Any:

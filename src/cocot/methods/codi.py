@@ -11,6 +11,7 @@ Read next: `methods/base.py`; `data/examples.py` (the teacher's text); `modeling
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class Codi(CodiWithoutProjection):
 
         width = model.config.get_text_config().hidden_size
         layers = nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
-        return nn.ModuleDict({PROJECTION: nn.Sequential(*layers)})
+        return nn.Sequential(OrderedDict({PROJECTION: nn.Sequential(*layers)}))  # peft takes no ModuleDict
 
 
 def distillation_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

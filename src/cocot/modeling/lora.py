@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from cocot.errors import ConfigError, ModelError
 from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 from cocot.modeling.config import LoraSettings
+from cocot.modeling.method_modules import NAME as MODULES
 
 
 def with_adapter(
@@ -37,7 +38,7 @@ def with_adapter(
     """Put an adapter around a model, a new one or one that was saved.
 
     Args:
-        model: A model that was given thoughts, and every token that training uses.
+        model: A model that was given thoughts, every token that training uses, and the method's modules.
         tokenizer: Its tokenizer.
         settings: The adapter's shape.
         seed: Seeds a new adapter.
@@ -45,7 +46,7 @@ def with_adapter(
 
     Returns:
         A `PeftModel`. What trains in it: the adapter's matrices, and the rows of the thought and pause tokens in the
-        embeddings and the head.
+        embeddings and the head, and the method's own modules.
 
     Raises:
         ConfigError: peft is not installed, cannot put an adapter on the modules that are named, or changes what the
@@ -69,7 +70,7 @@ def with_adapter(
         before = _sample_logits(model)
         try:
             adapted = _bare(peft.get_peft_model(model, peft.LoraConfig(**_lora(model, tokenizer, settings))))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"model.lora does not fit this model: {str(error).splitlines()[0]}") from error
         if not torch.allclose(_sample_logits(adapted), before, rtol=1e-3, atol=1e-3):
             raise ConfigError(
@@ -121,9 +122,15 @@ def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: LoraSettings
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": settings.modules,
+        **_whole_modules(model),
         "fan_in_fan_out": any(isinstance(part, Conv1D) for part in model.modules()),  # GPT-2's are transposed
         "trainable_token_indices": {_name(model, table): new_ids for table in _tables(model)},
     }
+
+
+def _whole_modules(model: Any) -> dict[str, Any]:
+    """A method's own modules train whole, beside the matrices of the adapter, and are saved with it."""
+    return {"modules_to_save": [MODULES], "exclude_modules": rf"{MODULES}\..*"} if hasattr(model, MODULES) else {}
 
 
 def merged(model: Any) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from cocot.data.layout import prompt
 from cocot.errors import DataError, Interrupted
 from cocot.modeling.latent_model import context_length
 from cocot.modeling.method_modules import NAME as MODULES
+from cocot.modeling.method_modules import without_modules
 from cocot.modeling.thought_settings import set_thought_settings
 from cocot.system.files import new_folder
 from cocot.system.launch import world_size
@@ -211,7 +212,8 @@ class RunInProgress:
                 return
             plain = merged_model(self.config, self.run.best)
             set_thought_settings(plain, self.settings)
-            plain.save_pretrained(result)
+            kept = None if self.settings.modules_of else without_modules(plain.state_dict())
+            plain.save_pretrained(result, state_dict=kept)
             self.tokenizer.save_pretrained(result)
             write_manifest(result)
 

@@ -48,18 +48,19 @@ def prepare_model(
     All processes of a launch must call. Where FSDP shares weights out, the first one alone reads any.
 
     Raises:
-        ConfigError: the method trains modules of its own, which neither an adapter nor FSDP can.
+        ConfigError: the method trains modules of its own, which FSDP cannot.
     """
     set_seed(config.seed)
     if shares_weights():
         model, tokenizer = sent_without_weights(lambda: _begin(config, problems, run, load))
     else:
         model, tokenizer = _begin(config, problems, run, load_together)
-    add_modules(model, config.curriculum.chosen, _last_checkpoint(run))
-    if hasattr(model, NAME) and (config.model.lora or uses_fsdp()):
+    if config.model.lora is None:  # an adapter has them from the beginning, and saves them itself
+        add_modules(model, config.curriculum.chosen, _last_checkpoint(run))
+    if hasattr(model, NAME) and uses_fsdp():
         raise ConfigError(
-            f"the method {config.curriculum.method} trains modules of its own, which goes neither with model.lora nor "
-            "with FSDP yet; train all weights, in one process or under DDP."
+            f"the method {config.curriculum.method} trains modules of its own, which does not go with FSDP yet; train "
+            "in one process or under DDP."
         )
     return model, tokenizer
 
@@ -104,6 +105,7 @@ def _adapted(
     model, tokenizer = _pretrained(config, load)
     if merges and config.model.lora.quantize:
         model = cast(Any, model).dequantize()
+    add_modules(model, config.curriculum.chosen)
     return with_adapter(model, tokenizer, config.model.lora, config.seed, saved), tokenizer
 
 
