@@ -10,6 +10,7 @@ from cocot.bench import workload
 from cocot.bench.measure import LiveBytes, alternate, live_bytes, operations
 from cocot.bench.ratios import Bench, measure
 from cocot.cli import main
+from cocot.methods import METHODS
 
 CPU = torch.device("cpu")
 TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2}
@@ -109,13 +110,16 @@ def test_the_command_prints_a_table_and_one_document(monkeypatch, capsys):
         assert document["ratios"][name] > 0
 
 
-def test_the_trainer_is_measured_on_the_small_shape(monkeypatch):
-    """A real stage runs, in a folder that is gone afterwards."""
+def test_trainer_and_methods_are_measured_on_the_small_shape(monkeypatch):
+    """A real stage runs, in a folder that is gone afterwards; every method's step has a ratio to Coconut's."""
     monkeypatch.setattr(workload, "SHAPES", {"small": TINY})
     monkeypatch.setattr(workload, "NUM_PROBLEMS", 256)
     ratios = measure(Bench(CPU, 1, ("small",), 2))
-    names = [next(ratios).name for _ in range(4)]
-    assert names[-1] == "trainer/step"
+    found = [next(ratios) for _ in range(4 + len(METHODS))]
+    assert found[3].name == "trainer/step"
+    assert [ratio.name for ratio in found[4:]] == [f"step {name}/coconut/small" for name in METHODS]
+    assert all(ratio.value > 0 for ratio in found)
+    assert found[4 + list(METHODS).index("coconut")].value == 1.0
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils.benchmark import timer
 from transformers import DynamicCache, TrainerCallback
@@ -24,12 +25,15 @@ from transformers import DynamicCache, TrainerCallback
 from cocot import tasks
 from cocot.bench import workload
 from cocot.bench.measure import alternate, live_bytes, matmul_rate, operations, seconds
+from cocot.data.collator import collate
 from cocot.data.dataset import StageData
 from cocot.data.examples import Encoder
+from cocot.data.thought_targets import FOR_METHODS
 from cocot.interpret.likelihood import continuation_log_probs
-from cocot.methods import CurriculumConfig
+from cocot.methods import METHODS, CurriculumConfig
 from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.modeling.shared_passes import enable_checkpointing
+from cocot.modeling.thought_settings import set_thought_settings
 from cocot.system.files import unfinished
 from cocot.training.config import DataConfig, RunConfig, TrainConfig
 from cocot.training.problems import prepare_data, vocabulary_sample
@@ -43,6 +47,8 @@ _WORD_ID = 0
 _NEW_TOKENS = 16
 _CONTINUATIONS = 16
 _TRAINER_STEPS = 12
+_BASIS = "coconut"
+"""The method whose step all others are measured by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ def measure(bench: Bench) -> Iterator[Ratio]:
     yield _help(bench)
     if "small" in bench.shapes:
         yield _trainer(bench)
+        yield from _methods(bench)
     for shape in bench.shapes:
         yield from _probing(bench, shape)
         for text in workload.TEXTS:
@@ -284,6 +291,41 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
 
     bare = [seconds(lambda batch=batch: step(batch)) for batch in batches]  # type: ignore[misc]
     return median(clock.taken[1:]), median(bare[1:])
+
+
+def _methods(bench: Bench) -> Iterator[Ratio]:
+    """Forward and backward pass of every method's loss on the same problems in its last stage, next to Coconut's."""
+    steps = {name: _method_step(bench, name) for name in METHODS}
+    taken = alternate(steps, bench.rounds)
+    for name in steps:
+        detail = f"ProsQA in words, batch 16: {1000 * taken[name]:.1f} ms over {1000 * taken[_BASIS]:.1f} ms"
+        yield Ratio(f"step {name}/{_BASIS}/small", taken[name] / taken[_BASIS], None, detail)
+
+
+def _method_step(bench: Bench, name: str) -> Callable[[], None]:
+    """One training step of a method, without the optimizer."""
+    config = _trainer_config(bench)
+    config = replace(config, curriculum=replace(config.curriculum, method=name))
+    method, planned = config.curriculum.chosen, plan(config)[-1]
+    data = prepare_data(config)
+    loaded, tokenizer = prepare_model(config, vocabulary_sample(data, [planned]))
+    model: Any = loaded.to(cast(Any, bench.device))
+    encoder = Encoder(config.curriculum, tokenizer)
+    set_thought_settings(model, encoder.settings)
+    frontiers = tasks.get(config.data.task).frontiers if method.reads_frontiers else None
+    made = StageData(encoder, "bench", lambda epoch: data.train(planned, epoch), None, frontiers)
+    rows = [made[index] for index in range(config.train.batch_size)]
+    batch = collate(rows, pad_id=0, latent_id=encoder.settings.latent_id)
+    batch = send_to_device(batch, bench.device)
+    read = {key: value for key, value in batch.items() if key not in FOR_METHODS}
+
+    def step() -> None:
+        model.zero_grad()
+        terms = method.losses(lambda **more: model(**read, **more), model, batch)
+        torch.autograd.backward(cast(Tensor, sum(terms.values())))
+
+    model.train()
+    return step
 
 
 class _Clock(TrainerCallback):
