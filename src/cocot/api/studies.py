@@ -98,7 +98,7 @@ def reproduce(
     """Make a table of results: one of the paper's, or one of our own studies.
 
     Args:
-        study: prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing.
+        study: prosqa, prontoqa, gsm8k (the paper's Table 1), methods, depth or mixing.
         scale: demo, cpu, symbols, gpu or paper, of those that the study has; None for its smallest.
         out: Folder of the table and the runs; by default `runs/STUDY_SCALE`.
         methods: Names of methods; None for all of the study.

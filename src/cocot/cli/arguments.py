@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         "make a table of results: the paper's, or one of our own studies",
         takes_overrides=True,
     )
-    sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), depth or mixing")
+    sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), methods, depth or mixing")
     sub.add_argument("--scale", help="demo, cpu, symbols, gpu or paper (default: the study's smallest)")
     sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
     sub.add_argument(
