@@ -143,13 +143,25 @@ def _check(model_type, dtype):
     found["gradients"] = max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items())
     found["generation"] = _generation(model, rows)
     found |= _refined(model, rows)
+    found |= _mixed(model, rows)
     return verdict
+
+
+def _mixed(model, rows):
+    """Loss, gradients and generation with thoughts that are mixtures of words."""
+    model.config.thoughts |= {"iterations": None, "mixes_words": True}
+    return _compared(model, rows, "mixed", mixes_words=True)
 
 
 def _refined(model, rows):
     """Loss, gradients and generation with thoughts that are refined together."""
     model.config.thoughts["iterations"] = ITERATIONS
-    loss, _, gradients = reference.batch_results(model, rows, LATENT_ID, iterations=ITERATIONS)
+    return _compared(model, rows, "refined", iterations=ITERATIONS)
+
+
+def _compared(model, rows, name, **kind):
+    """How far loss, gradients and generation are from those of the oracle."""
+    loss, _, gradients = reference.batch_results(model, rows, LATENT_ID, **kind)
     model.zero_grad()
     own = model.train()(**pad(rows)).loss
     own.backward()
@@ -157,9 +169,9 @@ def _refined(model, rows):
     largest = max(gradient.abs().max() for gradient in gradients.values())
     mine = reference.gradients(model)
     return {
-        "refined loss": apart(own.detach(), loss),
-        "refined gradients": max(float((mine[name] - true).abs().max() / largest) for name, true in gradients.items()),
-        "refined generation": _generation(model, rows, iterations=ITERATIONS),
+        f"{name} loss": apart(own.detach(), loss),
+        f"{name} gradients": max(float((mine[part] - true).abs().max() / largest) for part, true in gradients.items()),
+        f"{name} generation": _generation(model, rows, **kind),
     }
 
 

@@ -9,11 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None, iterations=None):
+def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None, iterations=None, mixes_words=False):
     """The input embedding of every position of one row, thoughts included, (columns, width).
 
     `project` is what becomes of a thought before it is fed back. With `iterations` all thoughts are placeholders at
     first, and so many times each becomes the last hidden state of the position before (arXiv 2506.18582).
+    With `mixes_words` a thought is the mean of all word embeddings, weighed by their probabilities (arXiv 2505.23648).
     `detach` and `shift` are wrong on purpose: thoughts without a gradient; a first thought whose entries are off.
     """
     ids = torch.as_tensor(ids)
@@ -32,6 +33,10 @@ def embeddings(model, ids, latent_id, detach=False, shift=0.0, project=None, ite
         thought = thought.detach() if detach else thought
         if shift and number == 0:
             thought = thought + shift * (-1) ** torch.arange(len(thought))
+        if mixes_words:
+            table = model.get_input_embeddings()
+            said = model(inputs_embeds=torch.stack(embeds)[None], use_cache=False).logits[0, position - 1].softmax(-1)
+            thought = said @ table(torch.arange(table.weight.shape[0]))[: len(said)]
         embeds[position] = thought if project is None else project(thought)
     return torch.stack(embeds)
 

@@ -43,7 +43,12 @@ ARROWS = {
     "cli": {*RUNS, "interpret", "experiments", "serving", "bench", "api"},
     "__main__": {"cli", "system"},
 }
-COPIED_OUT = {"modeling.recurrence": set(), "modeling.custom_generate": {"modeling.recurrence"}}
+COPIED_OUT = {
+    "modeling.recurrence": set(),
+    "modeling.own_head": {"modeling.recurrence"},
+    "modeling.thought_inputs": {"modeling.own_head", "modeling.recurrence"},
+    "modeling.custom_generate": {"modeling.recurrence", "modeling.thought_inputs"},
+}
 NO_TORCH = (
     *("cocot", "cocot.tasks", "cocot.methods", "cocot.data.examples", "cocot.training.config"),
     *("cocot.training.schedule", "cocot.experiments.tables", "cocot.cli"),

@@ -22,10 +22,10 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError, RunError
 from cocot.methods import METHODS
 from cocot.methods.tokens import LATENT, PAUSE
-from cocot.modeling import custom_generate, recurrence
+from cocot.modeling import custom_generate
 from cocot.modeling.generation import answer
 from cocot.modeling.method_modules import add_modules
-from cocot.serving.export import chat_template, export, prompt_embeddings
+from cocot.serving.export import CODE, chat_template, export, prompt_embeddings
 from cocot.training.run import train
 
 QUESTIONS = [problem.question for problem in (*PROBLEMS[:5], *sorted(PROBLEMS, key=lambda p: len(p.question))[:2])]
@@ -94,6 +94,7 @@ MAKERS = {
     "gpt2": partial(trained_thinker, "gpt2"),
     "codi": projecting_thinker,
     "pccot": partial(trained_thinker, "llama", iterations=2),
+    "soft": partial(trained_thinker, "llama", mixes_words=True),
 }
 
 
@@ -139,7 +140,8 @@ def test_a_stranger_gets_the_same_answers(exported: tuple[Any, Path], form: str)
 
 def test_the_code_is_what_is_tested_here(exported: tuple[Any, Path]) -> None:
     """The folder's code is a copy of ours, byte for byte: nothing is rewritten on the way out."""
-    for module, name in ((recurrence, "recurrence.py"), (custom_generate, "generate.py")):
+    assert {path.name for path in (exported[1] / "custom_generate").glob("*.py")} == set(CODE)
+    for name, module in CODE.items():
         assert (exported[1] / "custom_generate" / name).read_bytes() == Path(str(module.__file__)).read_bytes()
 
 

@@ -63,6 +63,7 @@ CASES = {
     "codi": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "pccot": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "soft": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "no_thought": {
         "stage_0": "is a b ? | a b b c c c d ### d ! .",
         "stage_1": "is a b ? | b c c c d ### d ! .",
@@ -319,7 +320,8 @@ def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> Non
     for stage in (last, gone):
         assert encode(config, stage, replace(PROBLEM, steps=())) == bare
     if method != "cot":
-        assert bare == replace(encode(config, gone), removed=bare.removed, written=bare.written)
+        asked = {"removed": bare.removed, "written": bare.written, "targets": bare.targets}
+        assert bare == replace(encode(config, gone), **asked)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cocot.data.encoding import Tokenized, encode_texts
 from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
 from cocot.errors import DataError
 from cocot.methods import CurriculumConfig, Stage
-from cocot.methods.tokens import ANSWER_MARK, LATENT
+from cocot.methods.tokens import ANSWER_MARK, END, LATENT
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -77,6 +77,7 @@ class Encoder:
             start_marker=self.config.start_marker,
             end_marker=self.config.end_marker,
             iterations=self.config.chosen.iterations(self.config),
+            mixes_words=self.config.chosen.mixes_words,
         )
         object.__setattr__(self, "settings", settings)
 
@@ -118,12 +119,23 @@ class Encoder:
         steps = [] if is_final else method.steps_left(problem.steps, index, self.config, draw)
         text = [*steps, *problem.answer]
         step_of = [number // self.config.thoughts_per_step for number in range(num_thoughts)]
-        targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
+        if method.fills_targets:
+            targets = tuple(self._target(problem, step) for step in step_of)
+        else:
+            targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
         num_groups = num_thoughts // self.config.thoughts_per_step if method.reads_steps else 0
         removed = _removed(problem.steps, num_groups, is_final)
         written = self._written(problem) if method.reads_solutions else None
         asked = {"num_thoughts": num_thoughts, "targets": targets, "removed": removed, "written": written}
         return self._example(start, text, len(problem.answer), **asked)
+
+    def _target(self, problem: Tokenized, step: int) -> tuple[int, ...]:
+        """The ids that are right in the place of a step, whatever the task says of it."""
+        if step < len(problem.frontiers) and problem.frontiers[step]:
+            return problem.frontiers[step]
+        if step < len(problem.steps):
+            return tuple(sorted({*problem.steps[step]}))
+        return (self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0],)
 
     def _written(self, problem: Tokenized) -> Example:
         """The question and its written solution but for the last step, which gives the answer away."""

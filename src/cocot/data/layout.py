@@ -34,6 +34,7 @@ class ThoughtSettings:
         recomputes: Of an exported model: whether every thought reads all columns again (see `modeling/self_test.py`).
         modules_of: Name of the method whose modules the model keeps (`Method.keeps_modules`); None for most models.
         iterations: How often all thoughts are refined together (`Method.iterations`); None for one after the other.
+        mixes_words: Whether a thought is a mixture of word embeddings (`Method.mixes_words`).
     """
 
     latent_id: int = number(MISSING, low=0)
@@ -45,6 +46,7 @@ class ThoughtSettings:
     recomputes: bool = False
     modules_of: str | None = None
     iterations: int | None = number(None, low=0, high=_MOST)
+    mixes_words: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "thoughts")

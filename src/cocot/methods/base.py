@@ -76,6 +76,9 @@ class Method:
         takes_shared_readings: Whether `losses`, where a method has its own, takes batches in which a row holds several
             questions about one text.
         reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
+        fills_targets: Whether every thought has words that are right after it: where the task says nothing, those of
+            its step; behind the last step, the token that follows the thoughts.
+        mixes_words: Whether a thought is a mixture of word embeddings and not a hidden state.
         reads_steps: Whether `losses` finds in its batch the written steps that its thoughts stand for.
         reads_solutions: Whether `losses` finds in its batch the problems written out in words, as `written`.
         terms: Names of the terms of its loss besides the cross-entropy: `train.loss_weights` may weigh them.
@@ -90,6 +93,8 @@ class Method:
     shares_first_stage: bool = False
     takes_shared_readings: bool = False
     reads_frontiers: bool = False
+    fills_targets: bool = False
+    mixes_words: bool = False
     reads_steps: bool = False
     reads_solutions: bool = False
     terms: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """`generate` of an exported model: the thoughts of a prompt first, then Hugging Face's own `generate` from their cache.
 
-`cocot export` copies this file and `modeling/recurrence.py`, as they are, into the folder's `custom_generate/`, where
+`cocot export` copies this file and those that it imports, as they are, into the folder's `custom_generate/`, where
 `from_pretrained(FOLDER, trust_remote_code=True)` finds them. Only PyTorch, transformers and safetensors are
 needed there.
 
@@ -21,7 +21,8 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.utils.hub import cached_file
 
-from .recurrence import CACHE, ThoughtHook, decoder_of, latent_columns, takes_positions, think
+from .recurrence import CACHE, decoder_of, latent_columns, takes_positions, think
+from .thought_inputs import Change, thought_inputs
 
 PROJECTION_FILE = "projection.safetensors"
 """In the folder of a model whose thoughts are projected: `methods/codi.py`."""
@@ -83,7 +84,9 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
         columns=latent_columns(is_latent[:, :-1]),
         attention_mask=mask[:, :-1],
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1] if takes_positions(decoder) else None,
-        thought_hook=_projection(model),
+        thought_hook=thought_inputs(
+            model, type(model).forward, _projection(model), model.config.thoughts.get("mixes_words", False)
+        ),
         iterations=model.config.thoughts.get("iterations"),
         recomputes=model.config.thoughts.get("recomputes", False),
     ).last_hidden_state
@@ -96,7 +99,7 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     return original(model, input_ids, generation_config, *args, **kwargs)
 
 
-def _projection(model: Any) -> ThoughtHook | None:
+def _projection(model: Any) -> Change | None:
     """What a thought goes through before it is fed back, if the folder has a file of that: it is read once."""
     if not model.config.thoughts.get("modules_of"):
         return None
@@ -105,7 +108,7 @@ def _projection(model: Any) -> ThoughtHook | None:
     names = (f"method_modules.projection.{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias"))
     parts = [model._thought_projection[name].to(model.device, model.dtype) for name in names]
 
-    def project(number: int, thought: Tensor) -> Tensor:
+    def project(thought: Tensor) -> Tensor:
         inner = functional.gelu(functional.linear(thought, *parts[:2]))
         outer = functional.linear(inner, *parts[2:4])
         return functional.layer_norm(outer, outer.shape[-1:], *parts[4:])

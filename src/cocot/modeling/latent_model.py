@@ -30,13 +30,20 @@ from cocot.errors import ModelError
 from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.forward_call import ForwardCall
 from cocot.modeling.layer_states import LayerStates, layer_states
-from cocot.modeling.method_modules import with_projection
+from cocot.modeling.method_modules import projection_of
 from cocot.modeling.own_head import logits_of
 from cocot.modeling.recurrence import ThoughtHook
 from cocot.modeling.self_test import Passes, find_passes
 from cocot.modeling.shared_reading import SharedReading
 from cocot.modeling.special_tokens import add_tokens, suppress, token_id
-from cocot.modeling.thought_settings import has_thought_settings, latent_id, set_thought_settings, thought_settings
+from cocot.modeling.thought_inputs import thought_inputs
+from cocot.modeling.thought_settings import (
+    has_thought_settings,
+    latent_id,
+    mixes_words,
+    set_thought_settings,
+    thought_settings,
+)
 
 _HOOKED = "_old_forward"
 """Where accelerate's hook keeps the `forward` that it calls."""
@@ -123,7 +130,9 @@ class Thoughts:
         if not columns and not call.gathers and shared_reading is None:
             return call.run_bare(use_cache, logits_to_keep)
         call.check(columns, is_planned=latent_columns is not None)
-        return call.run(columns, with_projection(self, thought_hook), loss_positions, logits_to_keep)
+        if columns:
+            thought_hook = thought_inputs(self, call.bare, projection_of(self), mixes_words(self), thought_hook)
+        return call.run(columns, thought_hook, loss_positions, logits_to_keep)
 
     def layer_states(self) -> AbstractContextManager[LayerStates]:
         """Keep the hidden states of every layer of the calls meanwhile; see `modeling/layer_states.py`."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from cocot.errors import ModelError
 from cocot.methods import Method
 from cocot.methods.base import PROJECTION
-from cocot.modeling.recurrence import ThoughtHook
 
 NAME = "method_modules"
 _PREFIX = f"{NAME}."
@@ -46,17 +45,9 @@ def add_modules(model: Any, method: Method, saved: Path | None = None) -> None:
     model.add_module(NAME, modules.to(model.device))
 
 
-def with_projection(model: Any, hook: ThoughtHook | None) -> ThoughtHook | None:
-    """What becomes of a thought: the method's projection, if the model has one, and then the caller's hook."""
-    project = getattr(getattr(model, NAME, None), PROJECTION, None)
-    if project is None:
-        return hook
-
-    def projected(number: int, thought: Tensor) -> Tensor:
-        made: Tensor = project(thought)
-        return made if hook is None else hook(number, made)
-
-    return projected
+def projection_of(model: Any) -> Any:
+    """What a thought goes through before it is fed back, if the model has such a part; else None."""
+    return getattr(getattr(model, NAME, None), PROJECTION, None)
 
 
 def _saved_modules(folder: Path) -> dict[str, Tensor]:

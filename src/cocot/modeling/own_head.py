@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from cocot.modeling.recurrence import decoder_of
+from .recurrence import decoder_of
 
 
 def run_head(model: Any, forward: Callable[..., Any], decoder_output: Any, **kwargs: Any) -> Any:

@@ -55,6 +55,11 @@ def iterations(model: Any) -> int | None:
     return found
 
 
+def mixes_words(model: Any) -> bool:
+    """Whether the model's thoughts are mixtures of word embeddings, without a check of the other settings."""
+    return bool(getattr(model.config, _NAME).get("mixes_words"))
+
+
 def settings_in(config: dict[str, Any]) -> dict[str, Any]:
     """What the content of a `config.json` says; empty for a model that was not trained here."""
     return dict(config.get(_NAME) or {})

@@ -31,7 +31,7 @@ from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, ModelError, RunError
 from cocot.methods.tokens import END, LATENT, START
-from cocot.modeling import custom_generate, recurrence
+from cocot.modeling import custom_generate, own_head, recurrence, thought_inputs
 from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.loading import NO_CODE, load
 from cocot.modeling.method_modules import is_projection, modules_in, without_modules
@@ -40,6 +40,14 @@ from cocot.system.files import new_folder, read_json, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.training.run_folder import RunFolder
+
+CODE = {
+    "generate.py": custom_generate,
+    "own_head.py": own_head,
+    "recurrence.py": recurrence,
+    "thought_inputs.py": thought_inputs,
+}
+"""What is copied into an exported folder, as it is, by the name it has there."""
 
 
 def export(
@@ -118,7 +126,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         _check_tokenizer(place, tokenizer)
         code = place / "custom_generate"
         code.mkdir()
-        for module, name in ((recurrence, "recurrence.py"), (custom_generate, "generate.py")):
+        for name, module in CODE.items():
             shutil.copyfile(str(module.__file__), code / name)
         write_text(place / "README.md", _card(run, model, settings, folder.name))
 

@@ -1,0 +1,85 @@
+"""Soft thoughts: mixtures of words, learned from the sets of right next words (CoT2, Gozeten et al., arXiv 2505.23648).
+
+A thought is the mean of all word embeddings, weighed by the probabilities that the model's own head gives the words. So
+training needs no recurrence: the right mixtures are known, are fed in the places of the thoughts, and one pass learns
+to predict each of them from what comes before it, and the answer from all. The right mixture of step k weighs alike
+all that a search has reached by then (`Task.frontiers`), or, where a task does not say, the words of step k; that of a
+thought behind the last step is the token that follows the thoughts. Answers think with the model's own mixtures.
+Read next: `methods/base.py`; `modeling/thought_inputs.py` (the mixture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cocot.methods.base import CROSS_ENTROPY, OneStage, register
+from cocot.methods.tokens import LATENT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MIXTURE = "mixture"
+"""The name of the term: the cross-entropy of what is predicted for each thought with the right mixture."""
+
+
+@register
+class Soft(OneStage):
+    """Thoughts that are mixtures of words, trained on the right ones in one pass."""
+
+    name = "soft"
+    summary = "thoughts are mixtures of words, trained in one pass on the sets of right next words"
+    filler = LATENT
+    needs_steps = True
+    reads_frontiers = True
+    fills_targets = True
+    mixes_words = True
+    terms = (MIXTURE,)
+
+    def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The cross-entropy of the text after the right thoughts, and that of the thoughts themselves."""
+        if "thought_targets" not in batch:
+            return {CROSS_ENTROPY: run().loss}
+        is_thought = batch["input_ids"] == model.config.thoughts["latent_id"]
+        targets = batch["thought_targets"]
+        targets = targets[targets[..., 0] >= 0]  # row by row, as the placeholders lie
+        output = run(
+            input_ids=None,
+            inputs_embeds=with_mixtures(model.get_input_embeddings(), batch["input_ids"], is_thought, targets),
+            position_ids=(batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
+            latent_columns=None,
+            loss_positions=None,
+        )
+        before = output.logits[:, :-1][is_thought[:, 1:]]
+        return {CROSS_ENTROPY: output.loss, MIXTURE: mixture_loss(before, targets)}
+
+
+def with_mixtures(table: Any, input_ids: Tensor, is_thought: Tensor, targets: Tensor) -> Tensor:
+    """Word embeddings, with the mean of its targets' in the place of every thought.
+
+    Args:
+        table: The input embeddings.
+        input_ids: (batch, columns).
+        is_thought: Where thoughts are, (batch, columns), bool.
+        targets: Token ids of each thought's set, (thoughts of all rows, most ids), int64; -100 where it has no more.
+
+    Returns:
+        (batch, columns, width).
+    """
+    is_id = (targets >= 0)[..., None]
+    sums = (table(targets.clamp(min=0)) * is_id).sum(dim=1)
+    mixtures = (sums / is_id.sum(dim=1)).to(sums.dtype)
+    embedded: Tensor = table(input_ids)
+    return embedded.masked_scatter(is_thought[..., None], mixtures)
+
+
+def mixture_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with the mixtures that weigh the ids of a set alike, mean over the thoughts.
+
+    Args:
+        logits: From which each thought is predicted, (thoughts, vocabulary).
+        targets: Token ids of each set, (thoughts, most ids), int64; -100 where a set has no more.
+    """
+    is_id = targets >= 0
+    of_ids = logits.float().log_softmax(dim=-1).gather(1, targets.clamp(min=0))
+    return -((of_ids * is_id).sum(dim=1) / is_id.sum(dim=1)).mean()
