@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cocot.errors import Interrupted
 from cocot.methods import CurriculumConfig
 from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.training.config import DataConfig, RunConfig, TrainConfig
+from cocot.training.trainer import StageTrainer
 
 TINY_INIT = InitConfig("gpt2", layers=2, width=16, heads=2, settings={"n_positions": 64})
 """GPT-2, since it has dropout: a resumed run must find the random numbers of the uninterrupted one."""
@@ -76,6 +80,22 @@ def write_recipe(path: Path, config: RunConfig) -> Path:
 
     path.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
     return path
+
+
+@contextmanager
+def interrupted_in(stage: str, step: int) -> Iterator[None]:
+    """Trainings meanwhile are asked to stop in a stage behind a step, as by a signal, and do."""
+    before = StageTrainer.training_step
+
+    def stop(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.job.planned.stage.name == stage and self.state.global_step == step:
+            self.stage_callback._has_signal = True
+        return before(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StageTrainer, "training_step", stop)
+        with pytest.raises(Interrupted):
+            yield
 
 
 def weights(run: Path) -> dict[str, Tensor]:

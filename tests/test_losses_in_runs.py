@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs_support import NO_DROPOUT_INIT, Finish, tiny_config, weights, write_recipe
+from runs_support import NO_DROPOUT_INIT, Finish, interrupted_in, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from test_run import MAX_GAP, gap, save_model, start_two
 
-from cocot.errors import Interrupted
 from cocot.methods import METHODS
 from cocot.modeling.config import LoraSettings
 from cocot.modeling.generation import answer
@@ -22,7 +21,6 @@ from cocot.training.checkpoints import complete_checkpoints
 from cocot.training.config import RunConfig
 from cocot.training.run import prepare_data, train
 from cocot.training.run_folder import RunFolder
-from cocot.training.trainer import StageTrainer
 
 WITH_A_LOSS = [name for name, method in METHODS.items() if method.terms]
 
@@ -40,23 +38,14 @@ def terms(run: RunFolder, method: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("method", WITH_A_LOSS)
-def test_an_interrupted_run_ends_as_the_other(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_as_the_other(method: str, tmp_path: Path) -> None:
     """Every term is logged; stopped inside the last stage and resumed, weights and log are the same bit for bit."""
     config = config_of(method, train={"optimizer_reset": "never"})
     whole = train(config, tmp_path / "whole")
     logged = terms(whole, method)
     assert all(len(values) >= 4 for values in logged.values())
-    step = StageTrainer.training_step
-
-    def stop(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.job.planned.stage.name == "final" and self.state.global_step == 2:
-            self.stage_callback._has_signal = True
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StageTrainer, "training_step", stop)
-        with pytest.raises(Interrupted):
-            train(config, tmp_path / "cut")
+    with interrupted_in("final", 2):
+        train(config, tmp_path / "cut")
     cut = train(config, tmp_path / "cut")
     ours, theirs = weights(whole.path), weights(cut.path)
     assert ours.keys() == theirs.keys()

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs_support import NO_DROPOUT_INIT, cocot, environment, tiny_config, weights, write_recipe
+from runs_support import NO_DROPOUT_INIT, cocot, environment, interrupted_in, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
 from test_run import MAX_GAP, gap
 
-from cocot.errors import ConfigError, Interrupted, ModelError
+from cocot.errors import ConfigError, ModelError
 from cocot.methods import METHODS, register
 from cocot.methods.base import Method
 from cocot.methods.coconut import Coconut
@@ -30,7 +30,6 @@ from cocot.training.config import RunConfig
 from cocot.training.run import train
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import num_shared_stages
-from cocot.training.trainer import StageTrainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,21 +108,12 @@ def test_a_term_counts_as_much_however_a_batch_is_cut(countdown: type[Any], tmp_
     assert gap(tmp_path / "8", tmp_path / "4") < MAX_GAP
 
 
-def test_modules_are_saved_and_resumed(countdown: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_saved_and_resumed(countdown: type[Any], tmp_path: Path) -> None:
     """Interrupted in a stage and resumed, also with the moments of stages before: the same weights, bit for bit."""
     config = config_of("countdown", train={"optimizer_reset": "never"})
     whole = train(config, tmp_path / "whole")
-    step = StageTrainer.training_step
-
-    def stop(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.job.planned.stage.name == "stage_2" and self.state.global_step == 2:
-            self.stage_callback._has_signal = True
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StageTrainer, "training_step", stop)
-        with pytest.raises(Interrupted):
-            train(config, tmp_path / "cut")
+    with interrupted_in("stage_2", 2):
+        train(config, tmp_path / "cut")
     cut = train(config, tmp_path / "cut")
     assert_same(weights(whole.path), weights(cut.path))
     assert terms(whole) == terms(cut)

@@ -168,6 +168,21 @@ class Method:
         return {CROSS_ENTROPY: run().loss}
 
 
+def with_thoughts(run: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
+    """A forward pass as `Method.losses` is given it, and its thoughts as they are fed back.
+
+    Returns:
+        What the pass returns; the thoughts in order, each (rows, examples of a row, width).
+    """
+    thoughts: list[Tensor] = []
+
+    def keep(number: int, thought: Tensor) -> Tensor:
+        thoughts.append(thought)
+        return thought
+
+    return run(thought_hook=keep), thoughts
+
+
 class OneStage(Method):
     """A method without a curriculum: all epochs in one stage, which leaves no written step."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Method, register
+from cocot.methods.base import CROSS_ENTROPY, Method, register, with_thoughts
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -38,13 +38,8 @@ class Frontier(Method):
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the thoughts where any of the batch has a set."""
-        thoughts: list[Tensor] = []
-
-        def keep(number: int, thought: Tensor) -> Tensor:
-            thoughts.append(thought)
-            return thought
-
-        terms = {CROSS_ENTROPY: run(thought_hook=keep).loss}
+        output, thoughts = with_thoughts(run)
+        terms = {CROSS_ENTROPY: output.loss}
         targets = batch.get("thought_targets")
         if targets is not None:
             terms[FRONTIER] = set_loss(model.thought_logits(thoughts), targets)

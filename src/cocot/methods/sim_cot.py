@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Method, register
+from cocot.methods.base import CROSS_ENTROPY, Method, register, with_thoughts
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -36,13 +36,8 @@ class SimCot(Method):
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the steps where the batch has removed any."""
-        thoughts: list[Tensor] = []
-
-        def keep(number: int, thought: Tensor) -> Tensor:
-            thoughts.append(thought)
-            return thought
-
-        terms = {CROSS_ENTROPY: run(thought_hook=keep).loss}
+        output, thoughts = with_thoughts(run)
+        terms = {CROSS_ENTROPY: output.loss}
         if "removed_steps" in batch:
             terms[STEPS] = step_loss(model, thoughts, batch["removed_steps"], batch["removed_thoughts"])
         return terms
