@@ -24,7 +24,7 @@ from cocot.methods import METHODS
 from cocot.methods.tokens import LATENT, PAUSE
 from cocot.modeling import custom_generate
 from cocot.modeling.generation import answer
-from cocot.modeling.method_modules import add_modules
+from cocot.modeling.method_modules import add_modules, modules_in, without_modules
 from cocot.serving.export import CODE, chat_template, export, prompt_embeddings
 from cocot.training.run import train
 
@@ -81,18 +81,19 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
-def projecting_thinker() -> Any:
-    """One whose thoughts are projected before they are fed back."""
-    model = trained_thinker("llama", modules_of="codi")
+def thinker_with_modules(method: str) -> Any:
+    """One that keeps modules of its method: thoughts are projected, or end by themselves."""
+    model = trained_thinker("llama", modules_of=method)
     torch.manual_seed(0)
-    add_modules(model, METHODS["codi"])
+    add_modules(model, METHODS[method])
     return model
 
 
 MAKERS = {
     "llama": partial(trained_thinker, "llama"),
     "gpt2": partial(trained_thinker, "gpt2"),
-    "codi": projecting_thinker,
+    "codi": partial(thinker_with_modules, "codi"),
+    "adaptive": partial(thinker_with_modules, "adaptive"),
     "pccot": partial(trained_thinker, "llama", iterations=2),
     "soft": partial(trained_thinker, "llama", mixes_words=True),
 }
@@ -134,7 +135,8 @@ def test_a_stranger_gets_the_same_answers(exported: tuple[Any, Path], form: str)
     assert [text.strip() for text in found["beams"]] == beams(model, QUESTIONS)
     assert found["samples"] == 2 * len(QUESTIONS)
     assert found["streamed"][0].strip() == ours[0]
-    assert found["parts"] == answer(model, TOKENIZER, QUESTIONS[:1], None, NEW_TOKENS)[0].num_tokens - NUM_THOUGHTS
+    (first,) = answer(model, TOKENIZER, QUESTIONS[:1], None, NEW_TOKENS)
+    assert found["parts"] == first.num_tokens - first.num_thoughts
     assert found["pipeline"].strip() == outputs(model, QUESTIONS[:1], 2)[0]
 
 
@@ -152,7 +154,8 @@ def beams(model: Any, questions: list[str]) -> list[str]:
 
 def written_alone(model: Any, question: str, **settings: Any) -> str:
     """What a model's own `generate` writes after one prompt with thoughts."""
-    prompt = encode_question(question, NUM_THOUGHTS, ThoughtSettings(**model.config.thoughts), TOKENIZER)
+    (given,) = answer(model, TOKENIZER, [question], NUM_THOUGHTS, 1)
+    prompt = encode_question(question, given.num_thoughts, ThoughtSettings(**model.config.thoughts), TOKENIZER)
     ids = torch.tensor([prompt])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, **settings)
     return str(TOKENIZER.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
@@ -165,13 +168,15 @@ def test_without_trust_it_does_not_think(exported: tuple[Any, Path]) -> None:
     assert [written_alone(bare, question) for question in QUESTIONS] != outputs(model, QUESTIONS)
 
 
-def test_a_thought_at_the_end_of_a_prompt() -> None:
+@pytest.mark.parametrize("kind", ["llama", "codi", "pccot", "soft"])
+def test_a_thought_at_the_end_of_a_prompt(kind: str) -> None:
     """Without an end marker the last column is a thought itself; the numbers are those of cocot's forward."""
-    model, bare = trained_thinker("llama"), make_model("llama")
+    model, bare = MAKERS[kind](), make_model("llama")
     bare.resize_token_embeddings(len(TOKENIZER))
-    bare.load_state_dict(model.state_dict())
+    bare.load_state_dict(without_modules(model.state_dict()))
+    bare._method_modules = modules_in(model)  # what `from_pretrained` would find in the folder
     bare.config.thoughts, bare.generation_config = model.config.thoughts, model.generation_config
-    ids = torch.tensor([[20, 21, 22, model.config.thoughts["latent_id"]]])
+    ids = torch.tensor([[20, 21, 22, *[model.config.thoughts["latent_id"]] * 3]])
     mask = torch.ones_like(ids)
     ours = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     assert torch.equal(custom_generate.generate(ids, model=bare, max_new_tokens=NEW_TOKENS, do_sample=False), ours)

@@ -42,14 +42,8 @@ def test_a_shipped_study_can_be_planned(name: str, scale: str) -> None:
         methods = [trial.config.curriculum.method for trial in chosen[::2]]
         table = [*study.paper, *(["frontier"] if study.recipe in ("prosqa_cpu", "prosqa_symbolic_cpu") else [])]
         assert methods == (["cot", "no_cot", "coconut", "pause_as_thought"] if scale == "gpu" else table)
-        assert set(study.paper) == set(METHODS) - {
-            "frontier",
-            "sim_cot",
-            "codi",
-            "codi_without_projection",
-            "pccot",
-            "soft",
-        }
+        assert set(study.paper) < set(METHODS)
+        assert len(study.paper) == 8
 
 
 def test_the_papers_figures_are_those_of_its_table() -> None:

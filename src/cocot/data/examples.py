@@ -41,6 +41,7 @@ class Example:
         targets: For each thought, the token ids that are right after it; empty where nothing is said of them.
         removed: For each step's thoughts, the token ids of the text that they stand for, where the method asks for it;
             empty for thoughts beyond the last step.
+        stops: For each thought whether the problem's steps take no more, where the method asks for it.
         answer_prompt: Position from which the answer's first token is predicted: the last of the answer mark.
         written: The problem in words, the last step left out, where the method asks for it.
     """
@@ -51,6 +52,7 @@ class Example:
     num_thoughts: int = 0
     targets: tuple[tuple[int, ...], ...] = ()
     removed: tuple[tuple[int, ...], ...] = ()
+    stops: tuple[int, ...] = ()
     answer_prompt: int = 0
     written: Example | None = None
 
@@ -110,11 +112,17 @@ class Encoder:
         parts = [(part.index, part.is_final) for part, _ in stage.mixture] or [(stage.index, stage.is_final)]
         if self.mixes and not stage.mixture:
             parts += [(index, False) for index in range(stage.index + stage.is_final)]
-        return max(_length(self._encode(problem, *part, Random(0))) for part in parts)
+        return max(self._most(problem, *part) for part in parts)
+
+    def _most(self, problem: Tokenized, index: int, is_final: bool) -> int:
+        """Most tokens of a problem at one stage: a method that draws the number of thoughts may draw the most."""
+        example = self._encode(problem, index, is_final, Random(0))
+        most = self.config.chosen.num_thoughts(len(problem.steps), index, self.config)
+        return _length(example) + most - example.num_thoughts
 
     def _encode(self, problem: Tokenized, index: int, is_final: bool, draw: Random) -> Example:
         method = self.config.chosen
-        num_thoughts = method.num_thoughts(len(problem.steps), index, self.config)
+        num_thoughts = method.draw_thoughts(len(problem.steps), index, self.config, draw)
         start = prompt(problem.question, num_thoughts, self.settings, self.tokenizer)
         steps = [] if is_final else method.steps_left(problem.steps, index, self.config, draw)
         text = [*steps, *problem.answer]
@@ -126,8 +134,10 @@ class Encoder:
         num_groups = num_thoughts // self.config.thoughts_per_step if method.reads_steps else 0
         removed = _removed(problem.steps, num_groups, is_final)
         written = self._written(problem) if method.reads_solutions else None
-        asked = {"num_thoughts": num_thoughts, "targets": targets, "removed": removed, "written": written}
-        return self._example(start, text, len(problem.answer), **asked)
+        needed = len(problem.steps) * self.config.thoughts_per_step
+        stops = tuple(int(number >= needed) for number in range(1, num_thoughts + 1)) if method.reads_stops else ()
+        asked = {"targets": targets, "removed": removed, "written": written, "stops": stops}
+        return self._example(start, text, len(problem.answer), num_thoughts=num_thoughts, **asked)
 
     def _target(self, problem: Tokenized, step: int) -> tuple[int, ...]:
         """The ids that are right in the place of a step, whatever the task says of it."""

@@ -15,15 +15,16 @@ from torch.nn.utils.rnn import pad_sequence
 from cocot.data.examples import IGNORED, Example
 
 THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS = "thought_targets", "removed_steps", "removed_thoughts"
-WRITTEN, ANSWER_PROMPTS = "written", "answer_prompts"
-FOR_METHODS = (THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS, WRITTEN, ANSWER_PROMPTS)
+WRITTEN, ANSWER_PROMPTS, STOP_TARGETS = "written", "answer_prompts", "stop_targets"
+FOR_METHODS = (THOUGHT_TARGETS, REMOVED_STEPS, REMOVED_THOUGHTS, WRITTEN, ANSWER_PROMPTS, STOP_TARGETS)
 """Their names in a batch: for a method's loss, none of the model's inputs."""
 
 
 def asked_of_thoughts(examples: Sequence[Example]) -> dict[str, Tensor]:
     """All that a batch asks its thoughts for, by name; empty where nothing is asked."""
     targets = thought_targets(examples)
-    return {**({} if targets is None else {THOUGHT_TARGETS: targets}), **removed_steps(examples)}
+    found = {} if targets is None else {THOUGHT_TARGETS: targets}
+    return {**found, **removed_steps(examples), **stop_targets(examples)}
 
 
 def thought_targets(examples: Sequence[Example]) -> Tensor | None:
@@ -45,6 +46,16 @@ def thought_targets(examples: Sequence[Example]) -> Tensor | None:
         for number, ids in enumerate(example.targets, first):
             targets[row, number, : len(ids)] = torch.tensor(ids)
     return targets
+
+
+def stop_targets(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """After which thoughts to stop: `stop_targets`, (examples, most thoughts), int64; nothing where no example says so.
+
+    In front of a row's thoughts it is -100.
+    """
+    most = max(len(example.stops) for example in examples)
+    rows = [[IGNORED] * (most - len(example.stops)) + [*example.stops] for example in examples]
+    return {STOP_TARGETS: torch.tensor(rows)} if most else {}
 
 
 def removed_steps(examples: Sequence[Example]) -> dict[str, Tensor]:

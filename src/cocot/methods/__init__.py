@@ -11,7 +11,7 @@ from cocot.methods.base import CROSS_ENTROPY, METHODS, CurriculumConfig, Method,
 from cocot.methods.phases import Phase
 
 # Every method that comes with cocot, in the order of the paper's Table 1; importing one registers it.
-from cocot.methods import chain_of_thought, icot, pause, coconut, frontier, sim_cot, codi, pccot, soft  # isort: skip
+from cocot.methods import chain_of_thought, icot, pause, coconut, frontier, sim_cot, codi, pccot, soft, adaptive  # isort: skip
 
 __all__ = [
     "CROSS_ENTROPY",
@@ -21,6 +21,7 @@ __all__ = [
     "OneStage",
     "Phase",
     "Stage",
+    "adaptive",
     "chain_of_thought",
     "coconut",
     "codi",

@@ -38,6 +38,8 @@ CROSS_ENTROPY = "cross_entropy"
 """The name of the term that every method has: minus the log of the probability of the text after the thoughts."""
 PROJECTION = "projection"
 """A part of this name, of a method's modules, is applied to every thought before it is fed back."""
+STOP = "stop"
+"""A part of this name decides after every thought whether it was the last; also the name of the term it learns by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Method:
             its step; behind the last step, the token that follows the thoughts.
         mixes_words: Whether a thought is a mixture of word embeddings and not a hidden state.
         reads_steps: Whether `losses` finds in its batch the written steps that its thoughts stand for.
+        reads_stops: Whether `losses` finds in its batch after which thoughts to stop.
         reads_solutions: Whether `losses` finds in its batch the problems written out in words, as `written`.
         terms: Names of the terms of its loss besides the cross-entropy: `train.loss_weights` may weigh them.
     """
@@ -97,6 +100,7 @@ class Method:
     mixes_words: bool = False
     reads_steps: bool = False
     reads_solutions: bool = False
+    reads_stops: bool = False
     terms: tuple[str, ...] = ()
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:
@@ -135,6 +139,10 @@ class Method:
             return 0
         return (index if config.pad_thoughts else min(index, num_steps)) * config.thoughts_per_step
 
+    def draw_thoughts(self, num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
+        """`num_thoughts` of a training example, where a method draws it."""
+        return self.num_thoughts(num_steps, index, config)
+
     def num_answer_thoughts(self, config: CurriculumConfig) -> int:
         """Thoughts (or pauses) before an answer once training is over."""
         return config.max_stage * config.thoughts_per_step if self.filler else 0
@@ -146,7 +154,7 @@ class Method:
     def modules(self, model: Any) -> nn.Module | None:
         """Modules that are trained beside the model, newly made; afterwards they are `model.method_modules`.
 
-        Their part `PROJECTION`, if there is one, is a part of what a thought is.
+        Their part `PROJECTION`, if there is one, is a part of what a thought is; their part `STOP` ends the thoughts.
 
         Args:
             model: The model, with thoughts; not to be changed.

@@ -25,6 +25,7 @@ from cocot.data.encoding import answer_in, answer_mark, decode, encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import DataError, ModelError
 from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
+from cocot.modeling.early_stop import decides, num_needed
 from cocot.modeling.latent_model import context_length
 from cocot.modeling.recurrence import ThoughtHook
 from cocot.modeling.thought_settings import thought_settings
@@ -106,7 +107,8 @@ def answer(
         model: A model that was given thoughts.
         tokenizer: Its tokenizer.
         questions: Any number of questions.
-        num_thoughts: Thoughts before the text; None for as many as the model was trained with.
+        num_thoughts: Thoughts before the text, or the most of them where the model decides itself; None for as many as
+            the model was trained with.
         max_new_tokens: Longest text after the thoughts, in tokens; None for what the context has room for, at most
             `most_new_tokens`.
         batch_size: Questions a batch.
@@ -144,14 +146,53 @@ def answer(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
-        edit = partial(thought_hook, batch) if thought_hook else None
-        written = _generate(model, tokenizer, [prompts[index] for index in batch], config, streamer, edit)
+        written: dict[int, tuple[int, list[int]]] = {}
+        for kept, rows in _by_thoughts(model, batch, prompts, count, config, thought_hook).items():
+            edit = partial(thought_hook, rows) if thought_hook else None
+            shortened = [_with_thoughts(prompts[index], kept, settings) for index in rows]
+            tokens = _generate(model, tokenizer, shortened, config, streamer, edit)
+            written |= {index: (kept, ids) for index, ids in zip(rows, tokens, strict=True)}
         seconds = (time.perf_counter() - began) / len(batch)
-        for index, tokens in zip(batch, written, strict=True):
-            answers[index] = _read(tokens, count, seconds, mark, tokenizer)
+        for index, (kept, ids) in written.items():
+            answers[index] = _read(ids, kept, seconds, mark, tokenizer)
         if on_batch is not None:
             on_batch(len(batch))
     return [answers[index] for index in range(len(prompts))]
+
+
+def _by_thoughts(
+    model: Any,
+    batch: Sequence[int],
+    prompts: Sequence[list[int]],
+    count: int,
+    config: GenerationConfig,
+    hook: HookFactory | None,
+) -> dict[int, list[int]]:
+    """The questions of a batch by the thoughts they take: `count`, or fewer where the model decides so itself."""
+    if not decides(model) or count == 0:
+        return {count: [*batch]}
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        padded = _padded([prompts[index] for index in batch], config, model.device)
+        needed = num_needed(model, padded, partial(hook, batch) if hook else None)
+    model.train(was_training)
+    return {kept: [row for row, own in zip(batch, needed, strict=True) if own == kept] for kept in sorted({*needed})}
+
+
+def _with_thoughts(prompt: list[int], count: int, settings: ThoughtSettings) -> list[int]:
+    """A prompt with its first `count` thoughts alone."""
+    places = [place for place, token in enumerate(prompt) if token == settings.latent_id]
+    surplus = {*places[count:]}
+    return [token for place, token in enumerate(prompt) if place not in surplus]
+
+
+def _padded(prompts: Sequence[list[int]], config: GenerationConfig, device: torch.device) -> dict[str, Tensor]:
+    """Prompts in one batch, padded on the left, so that all end in one column."""
+    width = max(map(len, prompts))
+    ids = [[config.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def _generate(
@@ -162,18 +203,15 @@ def _generate(
     streamer: BaseStreamer | None,
     edit: ThoughtHook | None,
 ) -> list[list[int]]:
-    """The token ids that follow each prompt; prompts are padded on the left, so that all end in one column."""
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([[config.pad_token_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    """The token ids that follow each prompt."""
+    padded = _padded(prompts, config, model.device)
     was_training = model.training
     model.eval()
     is_shared = isinstance(model, FSDPModule)
     # what is gathered in inference mode could not be trained afterwards
     with torch.inference_mode(not is_shared), decoding(model, config):
         output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
+            **padded,
             generation_config=config,
             tokenizer=tokenizer,  # for a folder's stop strings
             streamer=streamer,
@@ -181,7 +219,7 @@ def _generate(
             synced_gpus=is_shared,
         )
     model.train(was_training)
-    written: list[list[int]] = output[:, width:].tolist()
+    written: list[list[int]] = output[:, padded["input_ids"].shape[1] :].tolist()
     return written
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from cocot.errors import ModelError
 from cocot.methods import Method
-from cocot.methods.base import PROJECTION
+from cocot.methods.base import PROJECTION, STOP
 
 NAME = "method_modules"
 _PREFIX = f"{NAME}."
+_KINDS = "weight", "bias"
 
 
 def add_modules(model: Any, method: Method, saved: Path | None = None) -> None:
@@ -64,10 +65,11 @@ def modules_in(model: Any) -> dict[str, Tensor]:
     return {name: weight for name, weight in model.state_dict().items() if is_of_method(name)}
 
 
-def is_projection(modules: Mapping[str, Tensor]) -> bool:
-    """Whether these weights are those of a projection as `codi` has it, and no others."""
-    parts = (f"{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias"))
-    return modules.keys() == {f"{_PREFIX}{PROJECTION}.{part}" for part in parts}
+def can_leave(modules: Mapping[str, Tensor]) -> bool:
+    """Whether an exported folder knows these weights: a projection as `codi` has it, a decision as of `adaptive`."""
+    layers = {PROJECTION: ("0.", "2.", "3."), STOP: ("",)}
+    names = {part: {f"{_PREFIX}{part}.{layer}{kind}" for layer in layers[part] for kind in _KINDS} for part in layers}
+    return modules.keys() in (names[PROJECTION], names[STOP], names[PROJECTION] | names[STOP])
 
 
 def without_modules(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from cocot.methods.tokens import END, LATENT, START
 from cocot.modeling import custom_generate, own_head, recurrence, thought_inputs
 from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.loading import NO_CODE, load
-from cocot.modeling.method_modules import is_projection, modules_in, without_modules
+from cocot.modeling.method_modules import can_leave, modules_in, without_modules
 from cocot.modeling.thought_settings import set_thought_settings, thought_settings
 from cocot.system.files import new_folder, read_json, write_text
 from cocot.tasks.files import write_problems
@@ -102,7 +102,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     if settings.num_thoughts is None:
         raise ModelError("this model was not trained to think, so there is nothing to export; train it first.")
     modules = modules_in(model)
-    if settings.modules_of is not None and not is_projection(modules):
+    if settings.modules_of is not None and not can_leave(modules):
         raise ModelError(
             f"this model keeps modules of the method {settings.modules_of!r}, which an exported folder cannot run."
         )
@@ -121,7 +121,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     with new_folder(folder) as place:
         model.save_pretrained(place, state_dict=without_modules(model.state_dict()) if modules else None)
         if modules:
-            save_file(modules, place / custom_generate.PROJECTION_FILE)
+            save_file(modules, place / custom_generate.MODULES_FILE)
         tokenizer.save_pretrained(place)
         _check_tokenizer(place, tokenizer)
         code = place / "custom_generate"
