@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -337,3 +338,23 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not finished: its model is not there yet"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["codi", "adaptive"])
+def test_a_model_of_the_hub_keeps_its_modules(kind: str, tmp_path: Path) -> None:
+    """By its id, from what was fetched before: an exported folder, loaded by cocot again."""
+    export(saved(MAKERS[kind](), tmp_path / "model"), tmp_path / "out")
+    fetched = tmp_path / "hub" / "models--somebody--theirs"
+    shutil.copytree(tmp_path / "out", fetched / "snapshots" / ("a" * 40))
+    (fetched / "refs").mkdir()
+    (fetched / "refs" / "main").write_text("a" * 40)
+    code = "import cocot; model, _ = cocot.load('somebody/theirs'); print(*model.method_modules.state_dict())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment() | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [*MAKERS[kind]().method_modules.state_dict()]

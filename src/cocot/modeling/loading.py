@@ -32,13 +32,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cocot.assets import bundled_models, locate
 from cocot.errors import CocotError, ModelError
 from cocot.methods import METHODS
 from cocot.modeling.config import RESULT
+from cocot.modeling.custom_generate import MODULES_FILE
 from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.method_modules import add_modules, is_of_method
 from cocot.modeling.thought_settings import settings_in, thought_settings
@@ -141,7 +143,15 @@ def _add_kept_modules(model: PreTrainedModel, source: str) -> None:
         return
     if name not in METHODS:
         raise ValueError(f"it keeps modules of the method {name!r}, which is not registered here: import it first.")
-    add_modules(model, METHODS[name], Path(source))
+    add_modules(model, METHODS[name], _folder_of(source))
+
+
+def _folder_of(source: str) -> Path:
+    """Where the files of a model lie: in its folder, or where what was fetched from the Hub is kept."""
+    if Path(source).is_dir():
+        return Path(source)
+    cached_file(source, MODULES_FILE, _raise_exceptions_for_missing_entries=False)  # of an exported folder
+    return Path(str(cached_file(source, CONFIG_NAME))).parent
 
 
 def load_together(path_or_hub_id: Source, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
