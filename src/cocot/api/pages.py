@@ -26,7 +26,8 @@ def report(folders: Folder | Sequence[Folder], out: Folder | None = None) -> Pat
     """Write one HTML page about runs: tables, figures, the search tree to play with.
 
     Args:
-        folders: Run folders, or folders (or the `Table`s) of `compare` and `reproduce`; one or several.
+        folders: Run folders, folders (or the `Table`s) of `compare` and `reproduce`, or searches that `cocot probe`
+            wrote; one or several.
         out: The file; by default `report.html` in the first folder.
 
     Returns:

@@ -321,7 +321,7 @@ def _method_step(bench: Bench, name: str) -> Callable[[], None]:
 
     def step() -> None:
         model.zero_grad()
-        terms = method.losses(lambda **more: model(**read, **more), model, batch)
+        terms = method.losses(lambda **more: model(**{**read, **more}), model, batch)
         torch.autograd.backward(cast(Tensor, sum(terms.values())))
 
     model.train()

@@ -36,7 +36,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     """Write the page.
 
     Args:
-        folders: Each a run folder, or a folder of `cocot compare` or `cocot reproduce` with several.
+        folders: Each a run folder, a folder of `cocot compare` or `cocot reproduce` with several, or a search that
+            `cocot probe` wrote.
         out: The HTML file.
 
     Raises:
@@ -48,6 +49,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     origin = dict[str, str]()
     runs = dict[str, RunFolder]()
     for folder in folders:
+        if SearchData.is_in(folder):
+            continue
         runs |= _runs(folder, is_only=len(folders) == 1)
         table = read_table(folder)
         if table is None:
@@ -68,7 +71,9 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         f"{name} is not finished: its model is not there yet." for name, run in runs.items() if not run.model.exists()
     ]
     places = {name: run.path / "search" for name, run in runs.items()}
-    searches = {name: SearchData.read(place) for name, place in places.items() if place.exists()}
+    places = {name: place for name, place in places.items() if place.exists()}
+    places |= {folder.resolve().name: folder for folder in folders if SearchData.is_in(folder)}
+    searches = {name: SearchData.read(place) for name, place in places.items()}
     for name, search in searches.items():
         missing += _add_search(figures, specs, name, search)
     if not searches:
@@ -102,7 +107,8 @@ def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:
     found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
     if not found:
         raise RunError(
-            f"{folder} holds no run; give the folder of `cocot train`, `cocot compare` or `cocot reproduce`."
+            f"{folder} holds no run; give the folder of `cocot train`, `cocot compare`, `cocot reproduce` or "
+            "`cocot probe --out`."
         )
 
     def name(path: Path) -> str:

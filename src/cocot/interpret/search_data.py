@@ -122,6 +122,11 @@ class SearchData:
             problems = [problem.to_json() for problem in self.problems]
             write_json(place / _TEXTS, {"schema": SCHEMA, **texts, "problems": problems})
 
+    @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        """Whether a folder is one that `write` wrote."""
+        return (Path(folder) / _TEXTS).is_file()
+
     @classmethod
     def read(cls, folder: str | Path) -> Self:
         """What `write` wrote.
