@@ -55,8 +55,9 @@ def _mixture(model: Any, forward: Callable[..., Any]) -> Change:
     words = table(torch.arange(table.weight.shape[0], device=table.weight.device))
 
     def mix(hidden: Tensor) -> Tensor:
-        probabilities = logits_of(model, forward, hidden).float().softmax(dim=-1)
-        mixture: Tensor = probabilities @ words[: probabilities.shape[-1]].float()
+        logits = logits_of(model, forward, hidden)
+        probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+        mixture: Tensor = probabilities @ words[: probabilities.shape[-1]].to(probabilities)
         return mixture.to(hidden.dtype)
 
     return mix
