@@ -222,7 +222,9 @@ def _names(
     places = mentioned(graph, step)
     which = 1 if k == 0 else 0
     if len(places) <= which:
-        raise DataError(f"step {step!r} does not name two nodes of its problem's graph.")
+        raise DataError(
+            f"step {step!r} does not name two nodes of its problem's graph; a chain of single names cannot be probed yet."
+        )
     before = step[: places[which].start]
     given = tokenizer.encode(before.rstrip(), add_special_tokens=False) if before.strip() else []
     texts = [tokenizer.encode(before + name, add_special_tokens=False)[len(given) :] for name in graph.symbols]
