@@ -223,7 +223,7 @@ def _names(
     which = 1 if k == 0 else 0
     if len(places) <= which:
         raise DataError(
-            f"step {step!r} does not name two nodes of its problem's graph; a chain of single names cannot be probed yet."
+            f"step {step!r} does not name two nodes of its graph; a chain of single names cannot be probed yet."
         )
     before = step[: places[which].start]
     given = tokenizer.encode(before.rstrip(), add_special_tokens=False) if before.strip() else []
