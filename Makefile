@@ -25,7 +25,7 @@ demo: .venv/ready
 	$(BIN)/cocot probe runs/demo/coconut --layers 3 --show 0
 	$(BIN)/cocot report runs/demo
 
-# a model that comes with cocot, made again; those of full size take about an hour:
+# a model that comes with cocot, made again; those of full size take two to three hours:
 # make model NAME=prosqa-full RECIPE=prosqa_cpu, make model NAME=prosqa-full-symbolic RECIPE=prosqa_symbolic_cpu
 NAME ?= prosqa-small
 RECIPE ?= demo

@@ -16,10 +16,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from cocot.errors import Interrupted
 from cocot.methods import CurriculumConfig
 from cocot.modeling.config import InitConfig, ModelConfig
+from cocot.modeling.from_scratch import build_model
+from cocot.modeling.latent_model import give_thoughts
 from cocot.training.config import DataConfig, RunConfig, TrainConfig
 from cocot.training.trainer import StageTrainer
 
@@ -27,6 +30,17 @@ TINY_INIT = InitConfig("gpt2", layers=2, width=16, heads=2, settings={"n_positio
 """GPT-2, since it has dropout: a resumed run must find the random numbers of the uninterrupted one."""
 
 NO_DROPOUT_INIT = replace(TINY_INIT, settings={"n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0})
+
+
+def twins(architecture: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    """A small model that thinks and a bare one of the same weights, for an oracle; without dropout."""
+    init = replace(NO_DROPOUT_INIT, architecture=architecture)
+    if architecture != "gpt2":
+        init = replace(init, settings={})
+    model, plain = give_thoughts(build_model(init, tokenizer), tokenizer), build_model(init, tokenizer)
+    plain.load_state_dict(model.state_dict())
+    return model, plain
+
 
 Finish = Callable[[Callable[[], subprocess.Popen[str]]], tuple[str, str]]
 """The fixture `finish`: starts a process, and gives what it printed."""

@@ -13,7 +13,7 @@ import torch
 from conftest import MODELS, make_model, make_thinker
 from conftest import PROBLEMS as QUESTIONS
 from conftest import TOKENIZER as QUESTION_TOKENIZER
-from runs_support import NO_DROPOUT_INIT
+from runs_support import twins
 from torch.nn.functional import cross_entropy
 
 from cocot import tasks
@@ -24,9 +24,7 @@ from cocot.data.layout import ThoughtSettings
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.methods import METHODS, CurriculumConfig, Phase
-from cocot.modeling.from_scratch import build_model
 from cocot.modeling.generation import answer
-from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.method_modules import add_modules
 from cocot.tasks.problem import Problem
 
@@ -51,12 +49,7 @@ def examples(problems: Sequence[Problem] = PROBLEMS, seed: int = 0, **settings: 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_the_term_and_its_gradients_are_those_of_the_definition(architecture: str, problems: Sequence[Problem]) -> None:
     """Rows with different numbers of thoughts: a decision a thought, mean over all of them."""
-    init = replace(NO_DROPOUT_INIT, architecture=architecture)
-    if architecture == "llama":
-        init = replace(init, settings={})
-    model: Any = give_thoughts(build_model(init, TOKENIZER), TOKENIZER)
-    plain: Any = build_model(init, TOKENIZER)
-    plain.load_state_dict(model.state_dict())
+    model, plain = twins(architecture, TOKENIZER)
     add_modules(model, METHODS["adaptive"])
     add_modules(plain, METHODS["adaptive"])
     plain.method_modules.load_state_dict(model.method_modules.state_dict())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from runs_support import NO_DROPOUT_INIT
+from runs_support import twins
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from cocot import tasks
@@ -20,9 +20,7 @@ from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError
 from cocot.methods import METHODS, CurriculumConfig
-from cocot.modeling.from_scratch import build_model
-from cocot.modeling.latent_model import give_thoughts
-from cocot.modeling.method_modules import add_modules
+from cocot.modeling.method_modules import add_modules, projection_of
 from cocot.modeling.shared_passes import enable_checkpointing
 
 PROBLEMS = tasks.get("prosqa").generate(5, seed=3, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=2)
@@ -38,18 +36,13 @@ def examples(method: str = "codi", num_thoughts: int = 3) -> list[Any]:
     return [encoder(tokenize(each, TOKENIZER), config.stages[0], Random(0)) for each in PROBLEMS]
 
 
-def bare_model(architecture: str) -> Any:
-    """A small model of the class."""
-    settings = NO_DROPOUT_INIT.settings if architecture == "gpt2" else {}
-    return build_model(replace(NO_DROPOUT_INIT, architecture=architecture, settings=settings), TOKENIZER)
-
-
-def model_of(architecture: str, method: str) -> Any:
-    """One that thinks, with the method's modules."""
-    model = give_thoughts(bare_model(architecture), TOKENIZER)
-    torch.manual_seed(0)
-    add_modules(model, METHODS[method])
-    return model
+def models_of(architecture: str, method: str) -> tuple[Any, Any]:
+    """One that thinks and its bare twin, both with the method's modules."""
+    both = twins(architecture, TOKENIZER)
+    for model in both:
+        torch.manual_seed(0)
+        add_modules(model, METHODS[method])
+    return both
 
 
 def terms_of(model: Any, method: str, rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -102,18 +95,12 @@ def definition(model: Any, rows: list[Any], project: Any) -> dict[str, torch.Ten
 @pytest.mark.parametrize("term", ["cross_entropy", "teacher", "distillation"])
 def test_terms_and_gradients_are_those_of_the_definition(architecture: str, method: str, term: str) -> None:
     """Rows of unlike lengths in a batch: every term and all its gradients, the projection's too, are the slow way's."""
-    model = model_of(architecture, method)
-    modules = getattr(model, "method_modules", None)
-    plain = bare_model(architecture)
-    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "method_modules" not in name})
-    if modules is not None:
-        add_modules(plain, METHODS[method])
-        plain.method_modules.load_state_dict(modules.state_dict())
+    model, plain = models_of(architecture, method)
     rows = examples(method)
     terms = terms_of(model, method, rows)
     assert [*terms] == ["cross_entropy", "teacher", "distillation"]
     terms[term].backward()
-    project = None if modules is None else plain.method_modules.projection
+    project = projection_of(plain)
     expected = definition(plain.train(), rows, project)[term]
     expected.backward()
     torch.testing.assert_close(terms[term], expected, rtol=1e-5, atol=1e-6)
@@ -126,7 +113,7 @@ def test_terms_and_gradients_are_those_of_the_definition(architecture: str, meth
 def test_without_a_projection_the_student_is_coconut() -> None:
     """The recurrence is the same: one cross-entropy, the same gradients."""
     rows = examples("codi_without_projection")
-    model = model_of("llama", "codi_without_projection")
+    model, _ = models_of("llama", "codi_without_projection")
     terms_of(model, "codi_without_projection", rows)["cross_entropy"].backward()
     ours = reference.gradients(model)
     batch = collate(examples("coconut_no_curriculum"), pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
@@ -137,7 +124,7 @@ def test_without_a_projection_the_student_is_coconut() -> None:
 
 def test_a_row_does_not_depend_on_its_batch_mates() -> None:
     """The distance of a batch is the mean of its rows' own."""
-    model = model_of("gpt2", "codi")
+    model, _ = models_of("gpt2", "codi")
     rows = examples()
     together = terms_of(model, "codi", rows)["distillation"]
     alone = torch.stack([terms_of(model, "codi", [row])["distillation"] for row in rows]).mean()
@@ -164,7 +151,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     rows = examples()
     results = []
     for checkpoints in (False, True):
-        model = model_of("llama", "codi")
+        model, _ = models_of("llama", "codi")
         if checkpoints:
             enable_checkpointing(model)
         terms = terms_of(model, "codi", rows)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from runs_support import NO_DROPOUT_INIT
+from runs_support import twins
 
 from cocot import tasks
 from cocot.data.collator import collate
@@ -20,8 +20,6 @@ from cocot.data.thought_targets import THOUGHT_TARGETS, thought_targets
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError
 from cocot.methods import METHODS, CurriculumConfig, Phase
-from cocot.modeling.from_scratch import build_model
-from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
 
 TASK = tasks.get("prosqa")
@@ -61,12 +59,7 @@ def definition(model: Any, rows: list[Any], latent_id: int) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_the_term_and_its_gradients_are_those_of_the_definition(architecture: str, problems: Sequence[Problem]) -> None:
     """Different numbers of thoughts, in rows or shared readings: the term and every gradient equal the slow way's."""
-    init = replace(NO_DROPOUT_INIT, architecture=architecture)
-    if architecture == "llama":
-        init = replace(init, settings={})
-    model: Any = give_thoughts(build_model(init, TOKENIZER), TOKENIZER)
-    plain: Any = build_model(init, TOKENIZER)
-    plain.load_state_dict(model.state_dict())
+    model, plain = twins(architecture, TOKENIZER)
     latent_id = TOKENIZER.convert_tokens_to_ids("<|latent|>")
     rows = examples(problems=problems)
     assert len({row.num_thoughts for row in rows}) > 1

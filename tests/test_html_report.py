@@ -126,14 +126,16 @@ def test_runs_of_one_name_in_two_folders(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_search_alone(run: Path, tmp_path: Path) -> None:
-    """What `cocot probe --out` wrote makes a page by itself, and stands beside a run where both are given."""
+    """What `cocot probe --out` wrote makes a page by itself, and stands beside others of its name, and beside a run."""
     made_search().write(tmp_path / "mine")
     assert main(["report", str(tmp_path / "mine")]) == 0
     text = (tmp_path / "mine" / "report.html").read_text()
     assert re.findall("<h2>The search inside (.*?)</h2>", text) == ["mine"]
     assert "is not finished" not in text
-    write_page([run, tmp_path / "mine"], tmp_path / "both.html")
-    assert len(re.findall("<h2>The search inside (.*?)</h2>", (tmp_path / "both.html").read_text())) == 2
+    shutil.copytree(tmp_path / "mine", tmp_path / "other" / "mine")
+    write_page([run, tmp_path / "mine", tmp_path / "other" / "mine"], tmp_path / "all.html")
+    found = re.findall("<h2>The search inside (.*?)</h2>", (tmp_path / "all.html").read_text())
+    assert found == [str(run), f"{tmp_path}/mine", f"{tmp_path}/other/mine"]
 
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from runs_support import NO_DROPOUT_INIT
+from runs_support import twins
 from torch.nn.functional import cross_entropy
 
 from cocot import tasks
@@ -21,8 +21,6 @@ from cocot.data.examples import Encoder
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.methods import METHODS, CurriculumConfig, Phase
-from cocot.modeling.from_scratch import build_model
-from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
 
 TASK = tasks.get("prosqa")
@@ -68,12 +66,7 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
     architecture: str, problems: Sequence[Problem], thoughts_per_step: int
 ) -> None:
     """Different numbers of thoughts, in rows or shared readings: the term and every gradient equal the slow way's."""
-    init = replace(NO_DROPOUT_INIT, architecture=architecture)
-    if architecture == "llama":
-        init = replace(init, settings={})
-    model: Any = give_thoughts(build_model(init, TOKENIZER), TOKENIZER)
-    plain: Any = build_model(init, TOKENIZER)
-    plain.load_state_dict(model.state_dict())
+    model, plain = twins(architecture, TOKENIZER)
     rows = examples(replace(CURRICULUM, thoughts_per_step=thoughts_per_step), problems, SEED)
     assert {row.num_thoughts for row in rows} == {0, thoughts_per_step, 2 * thoughts_per_step}
     batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID, shares_reading=True)

@@ -12,7 +12,7 @@ import reference
 import torch
 from conftest import LATENT_ID as WORDS_LATENT_ID
 from conftest import MODELS, make_model, make_thinker
-from runs_support import NO_DROPOUT_INIT
+from runs_support import twins
 from test_recurrence import ALIGNMENTS, LAYOUTS, TOLERANCE, cocot_results, make_rows, pad, worst
 from torch.nn.functional import cross_entropy
 
@@ -23,8 +23,6 @@ from cocot.data.examples import Encoder
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.methods import METHODS, CurriculumConfig
-from cocot.modeling.from_scratch import build_model
-from cocot.modeling.latent_model import give_thoughts
 
 TASK = tasks.get("prosqa")
 PROBLEMS = TASK.generate(5, seed=3, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=2)
@@ -86,12 +84,7 @@ def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("term", ["cross_entropy", "mixture"])
 def test_terms_and_gradients_are_those_of_the_definition(architecture: str, term: str, with_frontiers: bool) -> None:
     """Rows of unlike lengths in one batch: both terms and all gradients equal the slow way's."""
-    init = replace(NO_DROPOUT_INIT, architecture=architecture)
-    if architecture == "llama":
-        init = replace(init, settings={})
-    model: Any = give_thoughts(build_model(init, TOKENIZER), TOKENIZER)
-    plain: Any = build_model(init, TOKENIZER)
-    plain.load_state_dict(model.state_dict())
+    model, plain = twins(architecture, TOKENIZER)
     rows = examples(with_frontiers)
     batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
     inputs = {name: value for name, value in batch.items() if name not in FOR_METHODS}

@@ -140,7 +140,7 @@ class Encoder:
         return self._example(start, text, len(problem.answer), num_thoughts=num_thoughts, **asked)
 
     def _target(self, problem: Tokenized, step: int) -> tuple[int, ...]:
-        """The ids that are right in the place of a step, whatever the task says of it."""
+        """The ids that are right in the place of a step: the task's, else those of the step, else what follows."""
         if step < len(problem.frontiers) and problem.frontiers[step]:
             return problem.frontiers[step]
         if step < len(problem.steps):

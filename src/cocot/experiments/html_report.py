@@ -49,8 +49,6 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     origin = dict[str, str]()
     runs = dict[str, RunFolder]()
     for folder in folders:
-        if SearchData.is_in(folder):
-            continue
         runs |= _runs(folder, is_only=len(folders) == 1)
         table = read_table(folder)
         if table is None:
@@ -72,7 +70,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     ]
     places = {name: run.path / "search" for name, run in runs.items()}
     places = {name: place for name, place in places.items() if place.exists()}
-    places |= {folder.resolve().name: folder for folder in folders if SearchData.is_in(folder)}
+    places |= {_name(folder, len(folders) == 1): folder for folder in folders if SearchData.is_in(folder)}
     searches = {name: SearchData.read(place) for name, place in places.items()}
     for name, search in searches.items():
         missing += _add_search(figures, specs, name, search)
@@ -105,18 +103,21 @@ def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:
     """The run folders in a folder, itself or below, by name; by path where there are other folders."""
     files = (file.relative_to(folder) for file in folder.rglob(CONFIG))
     found = sorted(file.parent for file in files if not any(part.startswith(".") for part in file.parts))
-    if not found:
+    if not found and not SearchData.is_in(folder):
         raise RunError(
             f"{folder} holds no run; give the folder of `cocot train`, `cocot compare`, `cocot reproduce` or "
             "`cocot probe --out`."
         )
 
     def name(path: Path) -> str:
-        if not is_only:
-            return str(folder / path)
-        return str(path) if path.parts else folder.resolve().name
+        return str(path) if is_only and path.parts else _name(folder / path, is_only)
 
     return {name(path): RunFolder(folder / path) for path in found}
+
+
+def _name(folder: Path, is_only: bool) -> str:
+    """What a folder is called on the page: by its path where there are others."""
+    return folder.resolve().name if is_only else str(folder)
 
 
 def _origin(environment: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 A thought does not depend on those behind it. So the model thinks as many thoughts as it may, its decisions say which
 was the last, and the answer is made with that many: exactly what a model gives that stops there. It costs the passes of
-the thoughts twice, and works for every class.
+the thoughts twice. It is exact where no position sees a later one, which the self-test asks of every class.
 
 In: a model with a part that decides, prompts. Out: for each prompt how many thoughts to keep.
 Read next: `methods/adaptive.py`, `modeling/generation.py`.
@@ -30,7 +30,8 @@ def num_needed(model: Any, batch: dict[str, Tensor], hook: ThoughtHook | None) -
 
     Args:
         model: One that `decides`.
-        batch: `input_ids` and `attention_mask`, (batch, columns), padded on the left, as many thoughts in each row.
+        batch: `input_ids` and `attention_mask`, (batch, columns), padded on the left, as many thoughts in each row,
+            one at least.
         hook: What becomes of the thoughts before they are fed back; as in answering.
     """
     stops: list[Tensor] = []
@@ -41,8 +42,6 @@ def num_needed(model: Any, batch: dict[str, Tensor], hook: ThoughtHook | None) -
         return fed
 
     model(**batch, thought_hook=decide, logits_to_keep=1)
-    if not stops:
-        return [0] * len(batch["input_ids"])
     stopped = torch.cat(stops, dim=1)
     stopped[:, -1] = 1
     needed: list[int] = (stopped.argmax(dim=1) + 1).tolist()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path, PureWindowsPath
@@ -150,7 +150,8 @@ def _folder_of(source: str) -> Path:
     """Where the files of a model lie: in its folder, or where what was fetched from the Hub is kept."""
     if Path(source).is_dir():
         return Path(source)
-    cached_file(source, MODULES_FILE, _raise_exceptions_for_missing_entries=False)  # of an exported folder
+    with suppress(OSError):  # only an exported folder has it
+        cached_file(source, MODULES_FILE)
     return Path(str(cached_file(source, CONFIG_NAME))).parent
 
 
