@@ -30,7 +30,7 @@ from cocot.data.dataset import StageData
 from cocot.data.examples import Encoder
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.interpret.likelihood import continuation_log_probs
-from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods import METHODS, Asked, CurriculumConfig
 from cocot.modeling.config import InitConfig, ModelConfig
 from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.modeling.thought_settings import set_thought_settings
@@ -312,7 +312,7 @@ def _method_step(bench: Bench, name: str) -> Callable[[], None]:
     model: Any = loaded.to(cast(Any, bench.device))
     encoder = Encoder(config.curriculum, tokenizer)
     set_thought_settings(model, encoder.settings)
-    frontiers = tasks.get(config.data.task).frontiers if method.reads_frontiers else None
+    frontiers = tasks.get(config.data.task).frontiers if Asked.FRONTIERS in method.asks else None
     made = StageData(encoder, "bench", lambda epoch: data.train(planned, epoch), None, frontiers)
     rows = [made[index] for index in range(config.train.batch_size)]
     batch = collate(rows, pad_id=0, latent_id=encoder.settings.latent_id)

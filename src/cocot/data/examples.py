@@ -22,7 +22,7 @@ from typing import Any
 from cocot.data.encoding import Tokenized, encode_texts
 from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
 from cocot.errors import DataError
-from cocot.methods import CurriculumConfig, Stage
+from cocot.methods import Asked, CurriculumConfig, Stage
 from cocot.methods.tokens import ANSWER_MARK, END, LATENT
 
 IGNORED = -100
@@ -127,25 +127,18 @@ class Encoder:
         steps = [] if is_final else method.steps_left(problem.steps, index, self.config, draw)
         text = [*steps, *problem.answer]
         step_of = [number // self.config.thoughts_per_step for number in range(num_thoughts)]
-        if method.fills_targets:
-            targets = tuple(self._target(problem, step) for step in step_of)
-        else:
-            targets = tuple(problem.frontiers[step] for step in step_of if step < len(problem.frontiers))
-        num_groups = num_thoughts // self.config.thoughts_per_step if method.reads_steps else 0
-        removed = _removed(problem.steps, num_groups, is_final)
-        written = self._written(problem) if method.reads_solutions else None
-        needed = len(problem.steps) * self.config.thoughts_per_step
-        stops = tuple(int(number >= needed) for number in range(1, num_thoughts + 1)) if method.reads_stops else ()
-        asked = {"targets": targets, "removed": removed, "written": written, "stops": stops}
+        asked: dict[str, Any] = {}
+        if Asked.FRONTIERS in method.asks:
+            follows = self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0]
+            asked["targets"] = tuple(method.targets(problem, step, follows, self.tokenizer) for step in step_of)
+        if Asked.STEPS in method.asks:
+            asked["removed"] = _removed(problem.steps, num_thoughts // self.config.thoughts_per_step, is_final)
+        if Asked.STOPS in method.asks:
+            needed = len(problem.steps) * self.config.thoughts_per_step
+            asked["stops"] = tuple(int(number >= needed) for number in range(1, num_thoughts + 1))
+        if Asked.SOLUTIONS in method.asks:
+            asked["written"] = self._written(problem)
         return self._example(start, text, len(problem.answer), num_thoughts=num_thoughts, **asked)
-
-    def _target(self, problem: Tokenized, step: int) -> tuple[int, ...]:
-        """The ids that are right in the place of a step: the task's, else those of the step, else what follows."""
-        if step < len(problem.frontiers) and problem.frontiers[step]:
-            return problem.frontiers[step]
-        if step < len(problem.steps):
-            return tuple(sorted({*problem.steps[step]}))
-        return (self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0],)
 
     def _written(self, problem: Tokenized) -> Example:
         """The question and its written solution but for the last step, which gives the answer away."""

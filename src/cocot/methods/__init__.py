@@ -7,7 +7,7 @@ Read next: `methods/base.py`, the interface.
 
 from __future__ import annotations
 
-from cocot.methods.base import CROSS_ENTROPY, METHODS, CurriculumConfig, Method, OneStage, Stage, register
+from cocot.methods.base import CROSS_ENTROPY, METHODS, Asked, CurriculumConfig, Method, OneStage, Stage, register
 from cocot.methods.phases import Phase
 
 # Every method that comes with cocot, in the order of the paper's Table 1; importing one registers it.
@@ -16,6 +16,7 @@ from cocot.methods import chain_of_thought, icot, pause, coconut, frontier, sim_
 __all__ = [
     "CROSS_ENTROPY",
     "METHODS",
+    "Asked",
     "CurriculumConfig",
     "Method",
     "OneStage",

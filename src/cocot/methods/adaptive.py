@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, STOP, CurriculumConfig, Method, register, with_thoughts
+from cocot.methods.base import CROSS_ENTROPY, STOP, Asked, CurriculumConfig, Method, register, with_thoughts
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Adaptive(Method):
     filler = LATENT
     keeps_modules = True
     takes_shared_readings = True
-    reads_stops = True
+    asks = frozenset({Asked.STOPS})
     terms = (STOP,)
 
     def num_thoughts(self, num_steps: int, index: int, config: CurriculumConfig) -> int:

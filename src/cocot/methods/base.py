@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +34,8 @@ from cocot.settings.typed import check_numbers, choose, number
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from cocot.data.encoding import Tokenized
+
 _MOST = 1_000_000
 CROSS_ENTROPY = "cross_entropy"
 """The name of the term that every method has: minus the log of the probability of the text after the thoughts."""
@@ -40,6 +43,15 @@ PROJECTION = "projection"
 """A part of this name, of a method's modules, is applied to every thought before it is fed back."""
 STOP = "stop"
 """A part of this name decides after every thought whether it was the last; also the name of the term it learns by."""
+
+
+class Asked(Enum):
+    """What a method's loss can ask of a problem, beyond its text."""
+
+    FRONTIERS = "the words that are right after each thought, in the batch as `thought_targets`"
+    STEPS = "the written step that each thought stands for: `removed_steps` and `removed_thoughts`"
+    STOPS = "after which thoughts to stop: `stop_targets`"
+    SOLUTIONS = "the problem written out in words: `written`, and in both batches `answer_prompts`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +89,8 @@ class Method:
             itself: a subclass, which may change anything, does not inherit it.
         takes_shared_readings: Whether `losses`, where a method has its own, takes batches in which a row holds several
             questions about one text.
-        reads_frontiers: Whether `losses` finds in its batch what can be known after each thought (`Task.frontiers`).
-        fills_targets: Whether every thought has words that are right after it: where the task says nothing, those of
-            its step; behind the last step, the token that follows the thoughts.
         mixes_words: Whether a thought is a mixture of word embeddings and not a hidden state.
-        reads_steps: Whether `losses` finds in its batch the written steps that its thoughts stand for.
-        reads_stops: Whether `losses` finds in its batch after which thoughts to stop.
-        reads_solutions: Whether `losses` finds in its batch the problems written out in words, as `written`.
+        asks: What `losses` finds in its batch besides what every method reads.
         terms: Names of the terms of its loss besides the cross-entropy: `train.loss_weights` may weigh them.
     """
 
@@ -95,12 +102,8 @@ class Method:
     keeps_modules: bool = False
     shares_first_stage: bool = False
     takes_shared_readings: bool = False
-    reads_frontiers: bool = False
-    fills_targets: bool = False
     mixes_words: bool = False
-    reads_steps: bool = False
-    reads_solutions: bool = False
-    reads_stops: bool = False
+    asks: frozenset[Asked] = frozenset()
     terms: tuple[str, ...] = ()
 
     def stages(self, config: CurriculumConfig) -> list[Stage]:
@@ -142,6 +145,17 @@ class Method:
     def draw_thoughts(self, num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
         """`num_thoughts` of a training example, where a method draws it."""
         return self.num_thoughts(num_steps, index, config)
+
+    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+        """The ids that are right after a thought, where the loss asks for `FRONTIERS`: by default what the task says.
+
+        Args:
+            problem: The problem's pieces; its `frontiers` are empty where the task says nothing.
+            step: Which step the thought stands for, from 0; also one beyond the problem's last.
+            follows: The id of the token behind all thoughts, if no text is left.
+            tokenizer: The model's.
+        """
+        return problem.frontiers[step] if step < len(problem.frontiers) else ()
 
     def num_answer_thoughts(self, config: CurriculumConfig) -> int:
         """Thoughts (or pauses) before an answer once training is over."""

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, PROJECTION, OneStage, register
+from cocot.methods.base import CROSS_ENTROPY, PROJECTION, Asked, OneStage, register
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class CodiWithoutProjection(OneStage):
     summary = "codi whose thoughts are fed back as they are"
     filler = LATENT
     needs_steps = True
-    reads_solutions = True
+    asks = frozenset({Asked.SOLUTIONS})
     terms = (TEACHER, DISTILLATION)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -5,20 +5,24 @@ falls on the *set* of right words is minimised. For a search in a graph, the set
 k steps from the root: the frontier of a breadth-first search. One set says nothing of which branch is taken, so that a
 thought may hold them all. The paper has no such term; arXiv 2509.23365 has it for the last thought only.
 
-Tasks give the sets (`Task.frontiers`); a problem for which its task says nothing is trained on as Coconut does.
+Tasks give the sets (`Task.frontiers`). Where a task says nothing, as of any text, the set of a step has one word, what
+the step arrives at: its last.
 Read next: `methods/base.py`; `data/thought_targets.py` (the sets of a batch).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Method, register, with_thoughts
+from cocot.methods.base import CROSS_ENTROPY, Asked, Method, register, with_thoughts
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from cocot.data.encoding import Tokenized
 
 FRONTIER = "frontier"
 """The name of the term: minus the log of the probability of a set, mean over the thoughts that have one."""
@@ -33,8 +37,14 @@ class Frontier(Method):
     filler = LATENT
     shares_first_stage = True
     takes_shared_readings = True
-    reads_frontiers = True
+    asks = frozenset({Asked.FRONTIERS})
     terms = (FRONTIER,)
+
+    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+        """What the task says, else the last word of the step."""
+        if problem.frontiers or step >= len(problem.steps):
+            return super().targets(problem, step, follows, tokenizer)
+        return last_word(problem.steps[step], tokenizer)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the thoughts where any of the batch has a set."""
@@ -44,6 +54,15 @@ class Frontier(Method):
         if targets is not None:
             terms[FRONTIER] = set_loss(model.thought_logits(thoughts), targets)
         return terms
+
+
+def last_word(step: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
+    """The first token of the last run of letters or digits in a step's tokens; empty where there is none."""
+    words = [*re.finditer(r"\w+", tokenizer.decode([*step]))]
+    if not words:
+        return ()
+    begin = words[-1].start()
+    return (step[next(n for n in reversed(range(len(step))) if len(tokenizer.decode([*step[:n]])) <= begin)],)
 
 
 def set_loss(logits: Tensor, targets: Tensor) -> Tensor:

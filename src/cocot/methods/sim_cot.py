@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Method, register, with_thoughts
+from cocot.methods.base import CROSS_ENTROPY, Asked, Method, register, with_thoughts
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class SimCot(Method):
     filler = LATENT
     shares_first_stage = True
     takes_shared_readings = True
-    reads_steps = True
+    asks = frozenset({Asked.STEPS})
     terms = (STEPS,)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, OneStage, register
+from cocot.methods.base import CROSS_ENTROPY, Asked, OneStage, register
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from cocot.data.encoding import Tokenized
 
 MIXTURE = "mixture"
 """The name of the term: the cross-entropy of what is predicted for each thought with the right mixture."""
@@ -31,10 +33,14 @@ class Soft(OneStage):
     summary = "thoughts are mixtures of words, trained in one pass on the sets of right next words"
     filler = LATENT
     needs_steps = True
-    reads_frontiers = True
-    fills_targets = True
+    asks = frozenset({Asked.FRONTIERS})
     mixes_words = True
     terms = (MIXTURE,)
+
+    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+        """What the task says, else the words of the step; behind the last step what follows the thoughts."""
+        words = tuple(sorted({*problem.steps[step]})) if step < len(problem.steps) else (follows,)
+        return super().targets(problem, step, follows, tokenizer) or words
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy of the text after the right thoughts, and that of the thoughts themselves."""

@@ -45,10 +45,9 @@ def check_fsdp(plugin: Any, config: RunConfig) -> None:
     if config.model.lora is not None:
         raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
     methods = [planned.method for planned in plan(config)]
-    asks = [each for each in methods if each.reads_frontiers or each.reads_steps or each.reads_solutions]
-    if asks:
+    if more := [method.name for method in methods if method.terms]:
         raise ConfigError(
-            f"a loss beside the cross-entropy ({asks[0].name}) does not go with FSDP yet; leave --use_fsdp out for DDP."
+            f"a loss beside the cross-entropy ({more[0]}) does not go with FSDP yet; leave --use_fsdp out for DDP."
         )
 
 

@@ -31,6 +31,7 @@ from cocot.data.encoding import tokenize, with_head_room
 from cocot.data.examples import Encoder
 from cocot.data.layout import prompt
 from cocot.errors import DataError, Interrupted
+from cocot.methods import Asked
 from cocot.modeling.latent_model import context_length
 from cocot.modeling.method_modules import NAME as MODULES
 from cocot.modeling.method_modules import without_modules
@@ -249,7 +250,7 @@ class RunInProgress:
             f"{self.config.seed}/{planned.stage.name}",
             lambda epoch: self.data.train(planned, epoch),
             context_length(self.model),
-            tasks.get(self.config.data.task).frontiers if planned.method.reads_frontiers else None,
+            tasks.get(self.config.data.task).frontiers if Asked.FRONTIERS in planned.method.asks else None,
         )
 
     def _train_stage(self) -> None:
