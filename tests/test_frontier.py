@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -11,6 +12,9 @@ import pytest
 import reference
 import torch
 from runs_support import twins
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from cocot import tasks
 from cocot.data.collator import collate
@@ -20,6 +24,7 @@ from cocot.data.thought_targets import THOUGHT_TARGETS, thought_targets
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError
 from cocot.methods import METHODS, CurriculumConfig, Phase
+from cocot.methods.frontier import last_word
 from cocot.tasks.problem import Problem
 
 TASK = tasks.get("prosqa")
@@ -91,12 +96,40 @@ def test_the_sets_lie_where_the_thoughts_are() -> None:
         assert filled == [set()] * begin + nodes + [set()] * (row.num_thoughts - len(nodes))
 
 
+@pytest.mark.parametrize("name", ["prosqa", "prontoqa", "gsm8k"])
+def test_of_any_text_the_set_is_the_last_word_of_the_step(name: str) -> None:
+    """Where the task says nothing: what each step arrives at, which in a search is one node of its frontier."""
+    task = tasks.get(name)
+    problems = task.generate(6, seed=5, **({"rendering": "symbolic"} if name == "prosqa" else {}))
+    tokenizer = build_tokenizer(problems, "numbers" if name == "gsm8k" else "words")
+    encoder, stage = Encoder(replace(CURRICULUM, phases=[]), tokenizer), CURRICULUM.stages[-1]
+    for problem in problems:
+        row = encoder(tokenize(problem, tokenizer), stage, Random(0))
+        words = [re.findall(r"\w+", step)[-1] for step in problem.steps][: row.num_thoughts]
+        assert [tokenizer.decode(ids) for ids in row.targets[: len(words)]] == words
+        assert not any(row.targets[len(words) :])
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a b ;\n", " b"), ("<<3*4=128>>\n", "1"), ("(. ,)", ""), ("ω\n", "ω")])
+def test_the_last_word_is_found_in_any_tokenizers_pieces(text: str, expected: str) -> None:
+    """The first token of the last word, as it stands in the text; nothing where there is no word."""
+    tokenizer = Tokenizer(
+        BPE(dict(zip([*pre_tokenizers.ByteLevel.alphabet(), "Ġb"], range(257), strict=True)), [("Ġ", "b")])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    cut = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    found = last_word(cut(text)["input_ids"], cut)
+    whole = cut(expected)["input_ids"]
+    assert found == tuple(whole[:1])
+
+
 def test_every_thought_of_a_step_has_the_steps_set() -> None:
     """With two thoughts a step, both are asked for what is right after that step."""
     two = replace(CURRICULUM, thoughts_per_step=2, phases=[Phase("all", {"final": 1.0})])
     for row, problem in zip(examples(two), PROBLEMS, strict=True):
         (sets,) = encode_frontiers([TASK.frontiers(problem)], TOKENIZER)
-        assert row.targets == tuple(ids for ids in sets for _ in range(2))[: row.num_thoughts]
+        of_thoughts = tuple(ids for ids in sets for _ in range(2))[: row.num_thoughts]
+        assert row.targets == (*of_thoughts, *[()] * (row.num_thoughts - len(of_thoughts)))
 
 
 def test_a_batch_of_which_nothing_is_said_trains_as_coconut() -> None:

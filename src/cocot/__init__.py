@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers; tests/test_public_api.py com
     from cocot.experiments.study import shipped_studies as shipped_studies
     from cocot.experiments.tables import Table as Table
     from cocot.interpret.search_tree import SearchTree as SearchTree
+    from cocot.interpret.thought_words import read_thoughts as read_thoughts
     from cocot.methods.base import CurriculumConfig as CurriculumConfig
     from cocot.methods.base import Method as Method
     from cocot.methods.phases import Phase as Phase
@@ -111,6 +112,7 @@ _HOMES = {
     "prompt_embeddings": "cocot.serving.export",
     "read_problems": "cocot.tasks.files",
     "read_recipe": "cocot.training.recipes",
+    "read_thoughts": "cocot.interpret.thought_words",
     "report": "cocot.api.pages",
     "reproduce": "cocot.api.studies",
     "select_problems": "cocot.training.evaluation_problems",

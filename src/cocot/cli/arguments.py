@@ -156,6 +156,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--thoughts", type=_COUNT, help="thoughts before the answer (default: as trained)")
     sub.add_argument("--text-steps", action="store_true", help="write the chain in words: no thoughts")
     sub.add_argument("--max-new-tokens", type=_POSITIVE, help="longest answer (default: what the context has room for)")
+    sub.add_argument(
+        "--read-thoughts",
+        type=_POSITIVE,
+        nargs="?",
+        const=1,
+        metavar="C",
+        help="also write what each C thoughts say, read alone (1 if left out); sim_cot trains a model to do so",
+    )
 
     sub = add("probe", "what a model thinks of every node of a search, thought by thought")
     sub.add_argument("model", help=_MODEL)

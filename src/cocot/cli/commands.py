@@ -195,11 +195,12 @@ def _ask(args: argparse.Namespace) -> int:
     _silence_libraries()
     from transformers import TextStreamer
 
+    from cocot.interpret.thought_words import read_thoughts
     from cocot.modeling.generation import answer
     from cocot.modeling.loading import load_here
 
-    if args.text_steps and args.thoughts:
-        raise ConfigError("--text-steps means no thoughts; leave --thoughts out.")
+    if args.text_steps and (args.thoughts or args.read_thoughts):
+        raise ConfigError("--text-steps means no thoughts; leave --thoughts and --read-thoughts out.")
     model, tokenizer = load_here(args.model)
     given = answer(
         model,
@@ -210,6 +211,12 @@ def _ask(args: argparse.Namespace) -> int:
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )[0]
     print(f"[{given.num_tokens} tokens, {given.num_thoughts} of them thoughts]", file=sys.stderr)
+    if args.read_thoughts:
+        (texts,) = read_thoughts(
+            model, tokenizer, [args.question], num_thoughts=args.thoughts, thoughts_per_step=args.read_thoughts
+        )
+        for number, text in enumerate(texts, 1):
+            print(f"step {number} in thoughts: {text}")
     return 0
 
 

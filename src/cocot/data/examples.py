@@ -39,8 +39,8 @@ class Example:
         prompt_length: Tokens before the text that is learned: the column at which batches are aligned.
         num_thoughts: Thoughts or pauses in the prompt.
         targets: For each thought, the token ids that are right after it; empty where nothing is said of them.
-        removed: For each step's thoughts, the token ids of the text that they stand for, where the method asks for it;
-            empty for thoughts beyond the last step.
+        removed: For each step's thoughts, the token ids of the text that they stand for and the end of text, where the
+            method asks for it; empty for thoughts beyond the last step.
         stops: For each thought whether the problem's steps take no more, where the method asks for it.
         answer_prompt: Position from which the answer's first token is predicted: the last of the answer mark.
         written: The problem in words, the last step left out, where the method asks for it.
@@ -132,7 +132,9 @@ class Encoder:
             follows = self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0]
             asked["targets"] = tuple(method.targets(problem, step, follows, self.tokenizer) for step in step_of)
         if Asked.STEPS in method.asks:
-            asked["removed"] = _removed(problem.steps, num_thoughts // self.config.thoughts_per_step, is_final)
+            num_groups = num_thoughts // self.config.thoughts_per_step
+            removed = _removed(problem.steps, num_groups, is_final)
+            asked["removed"] = tuple((*step, self.tokenizer.eos_token_id) if step else () for step in removed)
         if Asked.STOPS in method.asks:
             needed = len(problem.steps) * self.config.thoughts_per_step
             asked["stops"] = tuple(int(number >= needed) for number in range(1, num_thoughts + 1))

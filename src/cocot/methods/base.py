@@ -175,6 +175,16 @@ class Method:
         """
         return None
 
+    def check(self, model: Any) -> None:
+        """Refuse a model that the losses cannot train, before anything is trained; by default none.
+
+        Args:
+            model: The model, with thoughts, as the run begins with it.
+
+        Raises:
+            ModelError: with the reason.
+        """
+
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The terms of the loss of one batch, by name; their sum, weighed by `train.loss_weights`, is minimised.
 
@@ -191,10 +201,10 @@ class Method:
 
 
 def with_thoughts(run: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
-    """A forward pass as `Method.losses` is given it, and its thoughts as they are fed back.
+    """A forward pass as `Method.losses` is given it, or what makes one, and its thoughts as they are fed back.
 
     Returns:
-        What the pass returns; the thoughts in order, each (rows, examples of a row, width).
+        What `run` returns; the thoughts in order, each (rows, examples of a row, width).
     """
     thoughts: list[Tensor] = []
 

@@ -36,7 +36,12 @@ class CodiWithoutProjection(OneStage):
     filler = LATENT
     needs_steps = True
     asks = frozenset({Asked.SOLUTIONS})
-    terms = (TEACHER, DISTILLATION)
+    terms: tuple[str, ...] = (TEACHER, DISTILLATION)
+
+    def check(self, model: Any) -> None:
+        """The states of the layers must be found."""
+        with model.layer_states():
+            pass
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The student's cross-entropy, the teacher's, and the distance of their states before the answer."""

@@ -15,11 +15,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from types import MethodType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,7 +33,7 @@ from cocot.modeling.forward_call import ForwardCall
 from cocot.modeling.layer_states import LayerStates, layer_states
 from cocot.modeling.method_modules import projection_of
 from cocot.modeling.own_head import logits_of
-from cocot.modeling.recurrence import ThoughtHook
+from cocot.modeling.recurrence import ThoughtHook, decoder_of
 from cocot.modeling.self_test import Passes, find_passes
 from cocot.modeling.shared_reading import SharedReading
 from cocot.modeling.special_tokens import add_tokens, suppress, token_id
@@ -147,9 +148,30 @@ class Thoughts:
         Returns:
             (examples, thoughts, vocabulary).
         """
-        hidden = torch.stack([thought.flatten(0, 1) for thought in thoughts], dim=1)
+        return self.head_logits(torch.stack([thought.flatten(0, 1) for thought in thoughts], dim=1))
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """What the model's own head makes of hidden states behind the final norm, (batch, columns, width).
+
+        Returns:
+            (batch, columns, vocabulary).
+        """
         forward = super(Thoughts, type(self)).forward  # type: ignore[misc]
         return logits_of(self, forward, hidden)
+
+    def copy_decoder(self) -> nn.Module:
+        """A copy, with weights of its own, of what turns embeddings into hidden states.
+
+        Raises:
+            ModelError: the class keeps no such part.
+        """
+        decoder: Any = decoder_of(self)
+        if decoder is self:
+            raise ModelError(
+                f"{type(self).__name__} has no decoder apart from its head, of which a copy could be made."
+            )
+        copied: nn.Module = deepcopy(decoder)
+        return copied
 
 
 def give_thoughts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

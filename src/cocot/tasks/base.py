@@ -76,7 +76,7 @@ class Task:
     def frontiers(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
         """What a search has reached after each of its steps; by default nothing: the task does not say.
 
-        The method `frontier` trains on it.
+        The methods `frontier` and `soft` train on it.
 
         Args:
             problem: The problem, as generated or read from a file.

@@ -166,6 +166,8 @@ class RunInProgress:
             modules_of=method.name if method.keeps_modules and hasattr(self.model, MODULES) else None,
         )
         set_thought_settings(self.model, self.settings)
+        for planned in self.stages:
+            planned.method.check(self.model)
         # Find out now, not hours into the run, whether the most thoughts and every validation fit the context.
         self._stage_data(self.stages[-1])
         for planned in self.stages:
