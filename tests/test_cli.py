@@ -17,12 +17,14 @@ from runs_support import cocot, environment, tiny_config, write_recipe
 
 from cocot.cli import main
 from cocot.interpret.search_tree import SearchTree
+from cocot.methods import METHODS
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.prosqa import ProsQA
-from cocot.training.recipes import field_names, shipped_recipes
+from cocot.training.recipes import field_names, read_recipe, shipped_recipes
 from cocot.training.run import train
+from cocot.training.schedule import plan
 
 SMALL = ["--mode", "balanced", "--rendering", "symbolic", "--layers", "2", "--width", "1"]
 
@@ -72,11 +74,21 @@ def test_env_prints_the_block_for_bug_reports(capsys: pytest.CaptureFixture[str]
     assert {"versions", "python", "platform", "commit"} <= json.loads(out).keys()
 
 
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_recipe_takes_every_method(recipe: str) -> None:
+    """As `cocot recipes` says: each has stages with epochs, and phases that it can train."""
+    for method in METHODS:
+        config = read_recipe(recipe, {"curriculum.method": method})
+        assert all(planned.stage.num_epochs for planned in plan(config))
+
+
 def test_recipes_lists_what_is_shipped_and_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    """`cocot recipes` names each recipe with cost and result; `--fields` names every setting."""
+    """`cocot recipes` names each recipe with cost and result, then each method; `--fields` names every setting."""
     code, out, _ = run(["recipes"], capsys)
     assert code == 0
-    assert [line for line in out.splitlines() if not line.startswith(" ")] == list(shipped_recipes())
+    recipes, methods = out.split("\n\n")
+    assert [line for line in recipes.splitlines() if not line.startswith(" ")] == list(shipped_recipes())
+    assert [line.split()[0] for line in methods.splitlines()[1:]] == list(METHODS)
     code, out, _ = run(["recipes", "--fields"], capsys)
     assert code == 0
     missing = [

@@ -201,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--shapes", default="small,124m", help="models, with commas between (default: %(default)s)")
     sub.add_argument("--batch-size", type=_POSITIVE, help="rows a training step (default: what suits the device)")
 
-    sub = add("recipes", "list the shipped recipes with cost and result")
+    sub = add("recipes", "list the shipped recipes with cost and result, and the methods")
     sub.add_argument("--fields", action="store_true", help="print every field of a recipe instead")
     add("env", "print versions and machine, for bug reports")
     return parser

@@ -307,6 +307,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
+    from cocot.methods import METHODS
     from cocot.training.recipes import describe_fields, read_recipe, shipped_recipes
 
     if args.fields:
@@ -315,6 +316,9 @@ def _recipes(args: argparse.Namespace) -> int:
     for name in shipped_recipes():
         config = read_recipe(name)
         print(f"{name}\n  cost:   {config.cost or 'not measured yet'}\n  result: {config.result or 'not measured yet'}")
+    print("\nEvery recipe trains by every method (--curriculum.method NAME):")
+    for name, method in METHODS.items():
+        print(f"  {name:<{max(map(len, METHODS))}}  {method.summary}")
     return 0
 
 
