@@ -12,7 +12,8 @@ from runs_support import NO_DROPOUT_INIT, Finish, interrupted_in, tiny_config, w
 from safetensors.torch import load_file
 from test_run import MAX_GAP, gap, save_model, start_two
 
-from cocot.methods import METHODS, Method
+from cocot.errors import ConfigError
+from cocot.methods import METHODS, Method, Phase
 from cocot.modeling.config import LoraSettings
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load
@@ -51,6 +52,23 @@ def test_an_interrupted_run_ends_as_the_other(method: str, tmp_path: Path) -> No
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert terms(cut, method) == logged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_phase_has_the_loss_of_its_method_or_is_refused(method: str, tmp_path: Path) -> None:
+    """A phase of a Coconut run logs every term of the method that it names, if that one feeds thoughts as Coconut."""
+    chosen = METHODS[method]
+    alike = chosen.filler == METHODS["coconut"].filler and method not in ("pccot", "soft")
+    phases = [Phase("other", {"final": 1.0}, method=method)]
+    curriculum = {"method": "coconut", "max_stage": 2, "epochs_per_stage": 1, "phases": phases}
+    if not alike or type(chosen).modules is not Method.modules:
+        with pytest.raises(ConfigError, match="does not think as 'coconut' does"):
+            tiny_config(curriculum=curriculum)
+        return
+    run = train(tiny_config(curriculum=curriculum), tmp_path)
+    for name, values in terms(run, method).items():
+        assert values, name
+        assert {entry["stage"] for entry in run.read_log() if name in entry} == {"other"}
 
 
 @pytest.mark.parametrize("method", WITH_A_LOSS)

@@ -82,4 +82,4 @@ def test_the_command_line_reads_them(tmp_path: Path, capsys: pytest.CaptureFixtu
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 1 in thoughts", "step 2 in thoughts"]
     assert main(["ask", str(run.path), question, "--read-thoughts", "--text-steps"]) == 2
-    assert "leave --thoughts and --read-thoughts out" in capsys.readouterr().err
+    assert "leave --read-thoughts out" in capsys.readouterr().err

@@ -199,8 +199,9 @@ def _ask(args: argparse.Namespace) -> int:
     from cocot.modeling.generation import answer
     from cocot.modeling.loading import load_here
 
-    if args.text_steps and (args.thoughts or args.read_thoughts):
-        raise ConfigError("--text-steps means no thoughts; leave --thoughts and --read-thoughts out.")
+    for option, value in {"--thoughts": args.thoughts, "--read-thoughts": args.read_thoughts}.items():
+        if args.text_steps and value:
+            raise ConfigError(f"--text-steps means no thoughts; leave {option} out.")
     model, tokenizer = load_here(args.model)
     given = answer(
         model,

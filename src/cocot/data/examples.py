@@ -22,7 +22,7 @@ from typing import Any
 from cocot.data.encoding import Tokenized, encode_texts
 from cocot.data.layout import ThoughtSettings, Tokenizer, prompt
 from cocot.errors import DataError
-from cocot.methods import Asked, CurriculumConfig, Stage
+from cocot.methods import Asked, CurriculumConfig, Method, Stage
 from cocot.methods.tokens import ANSWER_MARK, END, LATENT
 
 IGNORED = -100
@@ -64,11 +64,13 @@ class Encoder:
     Attributes:
         config: The curriculum.
         tokenizer: Knows the special tokens.
+        losses_of: The method whose loss reads the examples; None for the curriculum's.
         settings: How prompts are laid out; follows from config and tokenizer.
     """
 
     config: CurriculumConfig
     tokenizer: Tokenizer
+    losses_of: Method | None = None
     settings: ThoughtSettings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,17 +130,21 @@ class Encoder:
         text = [*steps, *problem.answer]
         step_of = [number // self.config.thoughts_per_step for number in range(num_thoughts)]
         asked: dict[str, Any] = {}
-        if Asked.FRONTIERS in method.asks:
+        losses = self.losses_of or method
+        if Asked.FRONTIERS in losses.asks:
             follows = self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0]
-            asked["targets"] = tuple(method.targets(problem, step, follows, self.tokenizer) for step in step_of)
-        if Asked.STEPS in method.asks:
+            said, steps_of = ([*pieces, *[()] * num_thoughts] for pieces in (problem.frontiers, problem.steps))
+            asked["targets"] = tuple(
+                losses.targets(said[step], steps_of[step], follows, self.tokenizer) for step in step_of
+            )
+        if Asked.STEPS in losses.asks:
             num_groups = num_thoughts // self.config.thoughts_per_step
             removed = _removed(problem.steps, num_groups, is_final)
             asked["removed"] = tuple((*step, self.tokenizer.eos_token_id) if step else () for step in removed)
-        if Asked.STOPS in method.asks:
+        if Asked.STOPS in losses.asks:
             needed = len(problem.steps) * self.config.thoughts_per_step
             asked["stops"] = tuple(int(number >= needed) for number in range(1, num_thoughts + 1))
-        if Asked.SOLUTIONS in method.asks:
+        if Asked.SOLUTIONS in losses.asks:
             asked["written"] = self._written(problem)
         return self._example(start, text, len(problem.answer), num_thoughts=num_thoughts, **asked)
 

@@ -34,8 +34,6 @@ from cocot.settings.typed import check_numbers, choose, number
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from cocot.data.encoding import Tokenized
-
 _MOST = 1_000_000
 CROSS_ENTROPY = "cross_entropy"
 """The name of the term that every method has: minus the log of the probability of the text after the thoughts."""
@@ -146,16 +144,16 @@ class Method:
         """`num_thoughts` of a training example, where a method draws it."""
         return self.num_thoughts(num_steps, index, config)
 
-    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+    def targets(self, said: tuple[int, ...], step: Sequence[int], follows: int, tokenizer: Any) -> tuple[int, ...]:
         """The ids that are right after a thought, where the loss asks for `FRONTIERS`: by default what the task says.
 
         Args:
-            problem: The problem's pieces; its `frontiers` are empty where the task says nothing.
-            step: Which step the thought stands for, from 0; also one beyond the problem's last.
+            said: What the task says (`Task.frontiers`); empty where it says nothing.
+            step: Token ids of the step that the thought stands for; empty beyond the problem's last.
             follows: The id of the token behind all thoughts, if no text is left.
             tokenizer: The model's.
         """
-        return problem.frontiers[step] if step < len(problem.frontiers) else ()
+        return said
 
     def num_answer_thoughts(self, config: CurriculumConfig) -> int:
         """Thoughts (or pauses) before an answer once training is over."""
@@ -308,10 +306,12 @@ class CurriculumConfig:
         if unknown := [name for name in phase.stages if name not in known]:
             raise ConfigError(f"{where}.stages names {unknown[0]!r}; {choose(unknown[0], known)}")
         other = METHODS[phase.method or self.method]
-        if other.filler != self.chosen.filler or (phase.method and type(other).modules is not Method.modules):
+        ways = [(method.filler, method.mixes_words, method.iterations(self)) for method in (other, self.chosen)]
+        if ways[0] != ways[1] or (phase.method and type(other).modules is not Method.modules):
             raise ConfigError(
                 f"{where}.method is {phase.method!r}, which does not think as {self.method!r} does; name a method with "
-                f"the same token in the place of a thought ({self.chosen.filler}) and without modules of its own."
+                f"the same token in the place of a thought ({self.chosen.filler}), fed in the same way, and without "
+                "modules of its own."
             )
 
     @property

@@ -22,8 +22,6 @@ from cocot.methods.tokens import LATENT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cocot.data.encoding import Tokenized
-
 FRONTIER = "frontier"
 """The name of the term: minus the log of the probability of a set, mean over the thoughts that have one."""
 
@@ -40,11 +38,9 @@ class Frontier(Method):
     asks = frozenset({Asked.FRONTIERS})
     terms = (FRONTIER,)
 
-    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+    def targets(self, said: tuple[int, ...], step: Sequence[int], follows: int, tokenizer: Any) -> tuple[int, ...]:
         """What the task says, else the last word of the step."""
-        if problem.frontiers or step >= len(problem.steps):
-            return super().targets(problem, step, follows, tokenizer)
-        return last_word(problem.steps[step], tokenizer)
+        return said or last_word(step, tokenizer)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy, and the term of the thoughts where any of the batch has a set."""

@@ -10,7 +10,7 @@ Read next: `methods/base.py`; `modeling/thought_inputs.py` (the mixture).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cocot.methods.base import CROSS_ENTROPY, Asked, OneStage, register
@@ -18,8 +18,6 @@ from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from cocot.data.encoding import Tokenized
 
 MIXTURE = "mixture"
 """The name of the term: the cross-entropy of what is predicted for each thought with the right mixture."""
@@ -37,10 +35,9 @@ class Soft(OneStage):
     mixes_words = True
     terms = (MIXTURE,)
 
-    def targets(self, problem: Tokenized, step: int, follows: int, tokenizer: Any) -> tuple[int, ...]:
+    def targets(self, said: tuple[int, ...], step: Sequence[int], follows: int, tokenizer: Any) -> tuple[int, ...]:
         """What the task says, else the words of the step; behind the last step what follows the thoughts."""
-        words = tuple(sorted({*problem.steps[step]})) if step < len(problem.steps) else (follows,)
-        return super().targets(problem, step, follows, tokenizer) or words
+        return said or tuple(sorted({*step})) or (follows,)
 
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The cross-entropy of the text after the right thoughts, and that of the thoughts themselves."""

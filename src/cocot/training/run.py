@@ -248,7 +248,7 @@ class RunInProgress:
 
     def _stage_data(self, planned: PlannedStage) -> StageData:
         return StageData(
-            self.encoder,
+            replace(self.encoder, losses_of=planned.method),
             f"{self.config.seed}/{planned.stage.name}",
             lambda epoch: self.data.train(planned, epoch),
             context_length(self.model),
