@@ -36,6 +36,7 @@ def check(model_type):
         pytest.skip(f"it is refused: {error}")
     assert len(states.by_layer) == len(expected) - 1
     found = [states.by_layer[number] for number in sorted(states.by_layer)]
+    assert len(found) > 1  # the last one is not compared: Hugging Face returns it behind the final norm
     gaps = [
         max(
             (float((ours - theirs).abs().max()) for ours, theirs in zip(found[:-1], expected[start:], strict=False)),

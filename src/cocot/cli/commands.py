@@ -317,7 +317,7 @@ def _recipes(args: argparse.Namespace) -> int:
     for name in shipped_recipes():
         config = read_recipe(name)
         print(f"{name}\n  cost:   {config.cost or 'not measured yet'}\n  result: {config.result or 'not measured yet'}")
-    print("\nEvery recipe trains by every method (--curriculum.method NAME):")
+    print("\nEvery recipe takes every method (--curriculum.method NAME):")
     for name, method in METHODS.items():
         print(f"  {name:<{max(map(len, METHODS))}}  {method.summary}")
     return 0
