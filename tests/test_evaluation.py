@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, cast
 
 import pytest
 import torch
 from runs_support import TINY_INIT
+from scipy.stats import t as student
 
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.errors import DataError, RunError
@@ -22,7 +24,7 @@ from cocot.evaluation.evaluate import (
     read_predictions,
     write_predictions,
 )
-from cocot.evaluation.statistics import mcnemar, wilson_interval
+from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_interval
 from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.problem import Problem
@@ -67,6 +69,29 @@ def test_mcnemar_of_many_problems() -> None:
     assert mcnemar([True] * 2500 + [False] * 2500, [False] * 2500 + [True] * 2500) == 1
     with pytest.raises(ValueError, match="zip"):
         mcnemar([True], [True, False])
+
+
+def test_the_interval_of_seeds_is_students() -> None:
+    """Worked by hand: 4.3027 is Student's 97.5 % quantile of 2 degrees of freedom, 12.706 of 1; cut off at 0 and 1."""
+    assert seeds_interval([0.5, 0.6, 0.7]) == pytest.approx(
+        (0.6 - 4.302653 * 0.1 / sqrt(3), 0.6 + 4.302653 * 0.1 / sqrt(3))
+    )
+    assert seeds_interval([0.49, 0.51]) == pytest.approx((0.5 - 12.7062 * 0.01, 0.5 + 12.7062 * 0.01), rel=1e-5)
+    assert seeds_interval([1.0, 1.0, 0.491]) == pytest.approx((0.1003, 1.0), abs=5e-4)
+    assert seeds_interval([0.75, 0.75]) == (0.75, 0.75)
+
+
+def test_a_difference_that_seeds_make_is_none_of_methods() -> None:
+    """Welch's test against his formulas; one failed seed in three makes a lead of two points none at all."""
+    first, second = [0.997, 0.999, 0.996], [0.822, 0.842, 0.766]
+    variances = [stdev(sample) ** 2 / 3 for sample in (first, second)]
+    statistic = (fmean(first) - fmean(second)) / sqrt(sum(variances))
+    freedom = sum(variances) ** 2 / sum(variance**2 / 2 for variance in variances)
+    assert welch(first, second) == pytest.approx(2 * student.sf(statistic, freedom), rel=1e-9)
+    assert welch(second, first) == welch(first, second) < 0.05
+    assert welch([1.0, 1.0, 0.491], second) > 0.9
+    assert (welch([1.0, 1.0], [1.0, 1.0]), welch([1.0, 1.0], [0.5, 0.5])) == (1.0, 0.0)
+    assert 0 < welch([1.0, 1.0, 1.0], second) < 0.05
 
 
 def test_a_summary_counts_and_averages() -> None:

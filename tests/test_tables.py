@@ -42,7 +42,7 @@ def test_cut_answers_are_shown_where_there_are_any() -> None:
 
 def test_a_study_shows_all_it_knows() -> None:
     """Spread over seeds, every test set, p-values where there is a rival, the paper's figures where it has them."""
-    first = result(sd=0.0123, p_values={"cot": 0.0004, "pause_as_thought": 0.25})
+    first = result(sd=0.0123, by_seed=[0.4877, 0.5123], p_values={"cot": 0.0004, "pause_as_thought": 0.25})
     rows = [
         {
             "values": {"method": "coconut", "layers": "2"},
@@ -61,6 +61,7 @@ def test_a_study_shows_all_it_knows() -> None:
     head, coconut, cot = (dict(zip(cells(rows)[0], line, strict=True)) for line in cells(rows))
     assert list(head)[:3] == ["method", "layers", "released: accuracy"]
     assert coconut["released: accuracy"] == "50.0% ± 1.2"
+    assert (coconut["released: each seed"], cot["released: each seed"]) == ("48.8, 51.2", "")
     assert coconut["balanced: accuracy"] == "25.0%"
     assert (coconut["p (cot)"], coconut["p (pause)"]) == ("< 0.001", "0.250")
     assert (cot["p (cot)"], cot["p (pause)"]) == ("", "")

@@ -28,7 +28,7 @@ from cocot.evaluation.evaluate import (
     read_predictions,
     write_predictions,
 )
-from cocot.evaluation.statistics import mcnemar, wilson_interval
+from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_interval
 from cocot.experiments.jobs import Training, share_stages, train_all
 from cocot.experiments.study import SEED, Study, Trial
 from cocot.experiments.tables import shortcuts_of, write_table
@@ -200,7 +200,7 @@ def _rows(
         for test in answers[first]:
             mine = records(group, test)
             p_values = {
-                name: _mcnemar(mine, records(rival, test))
+                name: _p_value(mine, records(rival, test))
                 for name, rival in rivals.items()
                 if rival in own and rival != group
             }
@@ -218,11 +218,14 @@ def _rows(
 
 
 def _summary(seeds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
-    """Means over seeds, their spread, and the interval of all answers together."""
+    """Means over seeds, their spread, and an interval that covers both: chance among problems and among seeds."""
     parts = [compute_metrics(records) for records in seeds]
     accuracies = [part.accuracy for part in parts]
     flat = [record for records in seeds for record in records]
     low, high = wilson_interval(sum(record.is_correct for record in flat), len(flat))
+    if len(accuracies) > 1:
+        seeds_low, seeds_high = seeds_interval(accuracies)
+        low, high = min(low, seeds_low), max(high, seeds_high)
     return {
         "accuracy": fmean(accuracies),
         "sd": stdev(accuracies) if len(accuracies) > 1 else None,
@@ -237,10 +240,14 @@ def _summary(seeds: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
     }
 
 
-def _mcnemar(mine: Sequence[Sequence[Prediction]], theirs: Sequence[Sequence[Prediction]]) -> float:
-    """On the answers of all seeds, pair by pair."""
-    first, second = ([record.is_correct for records in seeds for record in records] for seeds in (mine, theirs))
-    return mcnemar(first, second)
+def _p_value(mine: Sequence[Sequence[Prediction]], theirs: Sequence[Sequence[Prediction]]) -> float:
+    """McNemar's on all answers, pairs of one seed; with several seeds Welch's on their accuracies if that is larger."""
+    pairs = mine, theirs
+    first, second = ([record.is_correct for records in seeds for record in records] for seeds in pairs)
+    answers = mcnemar(first, second)
+    if len(mine) == 1:
+        return answers
+    return max(answers, welch(*([compute_metrics(records).accuracy for records in seeds] for seeds in pairs)))
 
 
 def _train_problems(training: Training) -> int:

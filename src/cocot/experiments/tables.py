@@ -100,6 +100,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     for test in tests:
         title = f"{test}: " if len(tests) > 1 else ""
         columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
+        columns.append((f"{title}each seed", partial(_seeds, test)))
         columns.append((f"{title}cut", partial(_cut, test)))
 
     def first(row: Row) -> Row:
@@ -150,6 +151,12 @@ def _accuracy(test: str, row: Row) -> str:
 
 def _interval(test: str, row: Row) -> str:
     return "{low:.1%} to {high:.1%}".format_map(row["tests"][test])
+
+
+def _seeds(test: str, row: Row) -> str:
+    """The accuracy of each seed, where there are several: a mean hides the one that did not learn."""
+    accuracies = row["tests"][test].get("by_seed", ())
+    return ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies) if len(accuracies) > 1 else ""
 
 
 def _cut(test: str, row: Row) -> str:
