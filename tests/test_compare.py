@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from unittest.mock import ANY
 
 import pytest
@@ -18,10 +19,12 @@ import torch
 from runs_support import TINY_INIT, environment, tiny_config, weights, write_recipe
 
 from cocot.cli import main
-from cocot.evaluation.statistics import mcnemar, wilson_interval
-from cocot.experiments.compare import _tests, fresh_problems
+from cocot.evaluation.ablations import AS_TRAINED
+from cocot.evaluation.evaluate import Prediction
+from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_interval
+from cocot.experiments.compare import _rows, _tests, fresh_problems
 from cocot.experiments.jobs import Training, _environment
-from cocot.experiments.study import Study, read_study, shipped_studies, trials
+from cocot.experiments.study import SEED, Study, read_study, shipped_studies, trials
 from cocot.system.hardware import allowed_cores
 from cocot.tasks.files import read_problems, write_problems
 from cocot.tasks.problem import Problem
@@ -97,6 +100,41 @@ def test_a_stopped_comparison_goes_on_and_ends_in_one_table(
     (checkpoint,) = complete_checkpoints(own.stage("stage_0"))
     (copy,) = complete_checkpoints(copied.stage("stage_0"))
     assert (copy / "trainer_state.json").read_bytes() == (checkpoint / "trainer_state.json").read_bytes()
+
+
+class TrainedRun:
+    """What a table asks of a training."""
+
+    config = tiny_config()
+
+    def progress(self) -> tuple[int, int]:
+        return 8, 8
+
+    def step_seconds(self) -> float:
+        return 1.0
+
+
+def test_a_row_of_several_seeds_counts_the_seed_that_failed() -> None:
+    """An interval of all answers alone would be narrow, and its lead over the chain significant."""
+    study = read_study("methods", "search").with_values("method", ["coconut", "cot"]).with_axis(SEED, range(3))
+    chosen = trials(study, [])
+    correct = {"coconut": (1000, 1000, 491), "cot": (780, 800, 760)}
+
+    def answers(count: int) -> list[Prediction]:
+        return [Prediction("q", "a", "a", "### a", index < count, 5, 2, True, 0.5) for index in range(1000)]
+
+    given = [{"balanced": {AS_TRAINED: answers(correct[trial.group[0]][trial.config.seed])}} for trial in chosen]
+    coconut, cot = _rows(study, chosen, [cast(Training, TrainedRun())] * len(chosen), given)
+    result, other = coconut["tests"]["balanced"], cot["tests"]["balanced"]
+    assert result["by_seed"] == [1.0, 1.0, 0.491]
+    assert result["accuracy"] == pytest.approx(0.8303, abs=1e-4)
+    assert (result["low"], result["high"]) == seeds_interval(result["by_seed"])
+    assert result["low"] < 0.2
+    assert result["p_values"]["cot"] == welch(result["by_seed"], other["by_seed"])
+    assert result["p_values"]["cot"] > 0.5
+    alike = [{"balanced": {AS_TRAINED: answers(780)}} for _ in chosen]
+    (first, _) = (row["tests"]["balanced"] for row in _rows(study, chosen, [cast(Training, TrainedRun())] * 6, alike))
+    assert (first["low"], first["high"]) == wilson_interval(3 * 780, 3000), "seeds that agree do not narrow it"
 
 
 @pytest.mark.slow
