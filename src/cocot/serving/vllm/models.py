@@ -1,0 +1,179 @@
+"""vLLM's model classes, each with thoughts: `<|latent|>` is read as the hidden state of the position before it.
+
+The hidden states after the final norm are kept beside the paged cache, one for each of its blocks: that of the last
+position which was written there. That is enough, because a step ends before the next thought (`scheduler.py`), and a
+prefix that is found in the cache ends where a block ends. They are found as keys and values are, through the block
+table of the request.
+
+In: a batch of vLLM. Out: what the class itself would return.
+Read next: `modeling/recurrence.py`, the definition of thoughts; `tests/test_vllm.py`, which compares the two.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.gpt2 import GPT2LMHeadModel
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from cocot.methods import METHODS
+from cocot.modeling.method_modules import NAME, projection_of
+from cocot.serving.vllm.plugin import settings_in
+
+
+class _Thoughts:
+    """In front of a model class of vLLM: thoughts in its inputs, and no special token of theirs in its outputs."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        model = vllm_config.model_config
+        self._settings, self._cache = settings_in(model), vllm_config.cache_config
+        self._suppressed = model.try_get_generation_config().get("suppress_tokens") or []
+        self._states: Tensor | None = None
+        self._knows_addresses = False
+        if self._settings.modules_of is not None:
+            made = METHODS[self._settings.modules_of].modules(SimpleNamespace(config=model.hf_config))
+            self.add_module(NAME, made)  # type: ignore[attr-defined]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Any:
+        """Read the tokens of a step, with thoughts in the places of `<|latent|>`.
+
+        Args:
+            input_ids: The tokens of all requests in the step, one after the other, (tokens,).
+            positions: Where each stands in its request, (tokens,).
+            intermediate_tensors: Of pipeline parallelism, which is refused.
+            inputs_embeds: Of prompts as embeddings, which are refused.
+
+        Returns:
+            Hidden states after the final norm, (tokens, width).
+        """
+        embeddings = self.embed_input_ids(input_ids)  # type: ignore[attr-defined]
+        # Always embeddings, also where vLLM measures memory: what it compiles there is run ever after.
+        read: Any = super().forward  # type: ignore[misc]
+        if not get_forward_context().attn_metadata:
+            return read(None, positions, intermediate_tensors, embeddings)
+        step = _Step(next(iter(get_forward_context().attn_metadata.values())), positions, self._cache.block_size)
+        states = self._states_beside_the_cache(embeddings)
+        is_latent = input_ids[: step.num_tokens] == self._settings.latent_id
+        if not self._knows_addresses and bool(is_latent.any()):
+            step.check(is_latent)
+            self._knows_addresses = True
+        self._feed_back(embeddings[: step.num_tokens], is_latent, states[step.blocks_before])
+        hidden = read(None, positions, intermediate_tensors, embeddings)
+        blocks, is_last = step.blocks, step.is_last
+        # Rows that are not the last of their block go into a place that nobody reads: a choice of rows would wait.
+        states[torch.where(is_last, blocks, len(states) - 1)] = hidden[: step.num_tokens]
+        return hidden
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """The class's own logits, but for the tokens that the folder's `generation_config.json` suppresses.
+
+        Args:
+            hidden_states: (rows, width).
+
+        Returns:
+            (rows, vocabulary).
+        """
+        logits: Tensor | None = super().compute_logits(hidden_states)  # type: ignore[misc]
+        if logits is not None and self._suppressed:
+            logits[:, self._suppressed] = -torch.inf
+        return logits
+
+    def _feed_back(self, embeddings: Tensor, is_latent: Tensor, states: Tensor) -> None:
+        """Write thoughts in the places of placeholders.
+
+        Args:
+            embeddings: Of the tokens, (tokens, width); changed in place.
+            is_latent: Where a thought is the input, (tokens,).
+            states: Of the position before each token, (tokens, width).
+        """
+        project = projection_of(self)
+        if project is None and not self._settings.mixes_words:
+            embeddings.copy_(torch.where(is_latent[:, None], states, embeddings))
+            return
+        thoughts = states[is_latent]
+        if project is not None:
+            thoughts = project(thoughts)
+        if self._settings.mixes_words:
+            logits = super().compute_logits(thoughts)  # type: ignore[misc]
+            words = self._words[: logits.shape[-1]]
+            thoughts = (logits.float().softmax(dim=-1) @ words.float()).to(thoughts)
+        embeddings[is_latent] = thoughts
+
+    def _states_beside_the_cache(self, like: Tensor) -> Tensor:
+        """One hidden state for each block of the cache, and one that nobody reads; new with a new cache."""
+        size = self._cache.num_gpu_blocks + 1
+        if self._states is None or len(self._states) != size:
+            self._states = like.new_zeros(size, like.shape[-1])
+        return self._states
+
+    @cached_property
+    def _words(self) -> Tensor:
+        """The embeddings of all words, (vocabulary, width)."""
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        number = self.config.get_text_config().vocab_size  # type: ignore[attr-defined]
+        words: Tensor = self.embed_input_ids(torch.arange(number, device=device))  # type: ignore[attr-defined]
+        return words
+
+
+class _Step:
+    """Where the tokens of a step stand in the paged cache.
+
+    Attributes:
+        num_tokens: How many there are; behind them may be padding.
+        blocks: The block that each is written to, (tokens,).
+        blocks_before: The block that the position before each was written to, (tokens,).
+        is_last: Whether the next token is of another block, (tokens,).
+    """
+
+    def __init__(self, attention: Any, positions: Tensor, block_size: int) -> None:
+        self.num_tokens = attention.num_actual_tokens
+        positions = positions[: self.num_tokens]
+        numbers = torch.arange(self.num_tokens, device=positions.device)
+        self._rows = torch.searchsorted(attention.query_start_loc[1:].long(), numbers, right=True)
+        self._table, self._columns = attention.block_table, positions // block_size
+        self.blocks = attention.slot_mapping[: self.num_tokens].long() // block_size
+        before = (positions - 1).clamp(min=0) // block_size
+        self.blocks_before = self._table[self._rows, before].long()
+        self.is_last = torch.ones_like(self.blocks, dtype=torch.bool)
+        self.is_last[:-1] = self.blocks[1:] != self.blocks[:-1]
+
+    def check(self, is_latent: Tensor) -> None:
+        """Raise an error if vLLM's block table is not what this file takes it for; looked at once, at thoughts."""
+        expected = self._table[self._rows, self._columns].long()
+        if not torch.equal(expected[is_latent], self.blocks[is_latent]):
+            raise RuntimeError("cocot: this attention backend cuts the cache into other blocks than --block-size says.")
+
+
+class ThinkingGPT2LMHeadModel(_Thoughts, GPT2LMHeadModel):
+    """GPT-2 with thoughts."""
+
+
+class ThinkingLlamaForCausalLM(_Thoughts, LlamaForCausalLM):
+    """Llama with thoughts; SmolLM2 is one, too."""
+
+
+class ThinkingMistralForCausalLM(_Thoughts, MistralForCausalLM):
+    """Mistral with thoughts."""
+
+
+class ThinkingQwen2ForCausalLM(_Thoughts, Qwen2ForCausalLM):
+    """Qwen 2 with thoughts."""
+
+
+class ThinkingQwen3ForCausalLM(_Thoughts, Qwen3ForCausalLM):
+    """Qwen 3 with thoughts."""

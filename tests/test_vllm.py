@@ -1,0 +1,235 @@
+"""Tests of thoughts inside vLLM: its answers are cocot's, whatever else the engine does meanwhile.
+
+They run where vLLM is installed (`make test-vllm`), each engine in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PROBLEMS, TOKENIZER, make_thinker
+from runs_support import environment
+
+from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
+from cocot.methods import METHODS
+from cocot.methods.tokens import PAUSE
+from cocot.modeling.generation import answer
+from cocot.modeling.method_modules import add_modules
+from cocot.modeling.thought_settings import thought_settings
+from cocot.serving import export as module
+from cocot.serving.vllm.plugin import ARCHITECTURES
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")
+
+QUESTIONS = [problem.question for problem in PROBLEMS]
+NUM_THOUGHTS, NEW_TOKENS = 3, 8
+# vLLM's attention on a CPU has no heads narrower than 32
+WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+CLASSES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 64, "n_head": 2},
+    "llama": WIDE,
+    "mistral": WIDE,
+    "qwen2": {**WIDE, "use_sliding_window": False, "sliding_window": None, "layer_types": None},
+    "qwen3": WIDE,
+    "gpt_neox": {},
+}
+ENGINE = {
+    "enforce_eager": True,  # compiling takes its time
+    "dtype": "float32",  # in which answers are equal
+    "block_size": 32,  # a prompt fills several
+    "gpu_memory_utilization": 0.1,
+    "max_model_len": 128,
+}
+
+
+def thinker(name: str, method: str | None = None, **settings: Any) -> Any:
+    """A model of random weights that says it was trained to think, with the modules of a method if that has any."""
+    model = make_thinker(name, **CLASSES[name])
+    latent_id = model.config.thoughts["latent_id"]
+    model.config.thoughts = ThoughtSettings(
+        latent_id, num_thoughts=NUM_THOUGHTS, modules_of=method, **settings
+    ).to_json()
+    torch.manual_seed(0)
+    if method is not None:
+        add_modules(model, METHODS[method])
+    return model
+
+
+Request = tuple[str, int]
+
+
+def outputs(model: Any, requests: list[Request]) -> list[str]:
+    """What cocot lets the model write, each question alone."""
+    return [answer(model, TOKENIZER, [question], count, NEW_TOKENS)[0].output for question, count in requests]
+
+
+KINDS: dict[str, Any] = {
+    **{name: partial(thinker, name) for name in CLASSES if name != "gpt_neox"},
+    "projected": partial(thinker, "llama", "codi"),
+    "mixed": partial(thinker, "llama", mixes_words=True),
+}
+"""Every class that is said to think, every kind of thought."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compiled": {"enforce_eager": False},
+    "without async scheduling": {"async_scheduling": False},
+    "without prefix caching": {"enable_prefix_caching": False},
+    "chunks of 16 tokens": {"max_num_batched_tokens": 16, "max_num_seqs": 8},
+    "blocks of 128 tokens": {"block_size": 128},
+}
+REQUESTS = [(question, count) for question in QUESTIONS for count in (NUM_THOUGHTS, 1, 5, 0)]
+"""Every question with as many thoughts as trained, fewer, more and none: they share batches in the engine."""
+LONG = {"ignore_eos": True, "max_tokens": 60}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What vLLM wrote and counted, for each kind of model and each option; all in one process, importing takes long."""
+    place = tmp_path_factory.mktemp("vllm")
+    with pytest.MonkeyPatch.context() as patch:
+        # Hugging Face reads tokenizers of Qwen by rules of its own; prompts are token ids here
+        patch.setattr(module, "_check_tokenizer", lambda folder, tokenizer: None)
+        folders = {kind: str(module.export(make(), place / kind, TOKENIZER)) for kind, make in KINDS.items()}
+    settings = thought_settings(KINDS["llama"]())
+    prompts = [encode_question(question, count, settings, TOKENIZER) for question, count in REQUESTS]
+
+    def job(kind: str, times: int = 1, long: bool = False, **engine: Any) -> dict[str, Any]:
+        sampling = LONG if long else {"max_tokens": NEW_TOKENS}
+        what = {"folder": folders[kind], "prompts": prompts, "times": times, "sampling": sampling}
+        return {"engine": ENGINE | engine, **what}
+
+    scarce = {"num_gpu_blocks_override": 24, "max_num_seqs": 32, "max_num_batched_tokens": 128}
+    jobs = {
+        **{kind: job(kind) for kind in KINDS},
+        **{option: job("llama", times=2, **engine) for option, engine in OPTIONS.items()},
+        "long answers": job("llama", long=True),
+        "few blocks": job("llama", long=True, **scarce),
+        "few blocks, no prefix caching": job("llama", long=True, enable_prefix_caching=False, **scarce),
+    }
+    files = place / "wanted.json", place / "found.json"
+    files[0].write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("ask_vllm.py")), *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    answers: dict[str, Any] = json.loads(files[1].read_text())
+    return answers
+
+
+def texts(written: list[list[int]]) -> list[str]:
+    """Tokens as text."""
+    return [TOKENIZER.decode(ids, skip_special_tokens=True).strip() for ids in written]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_model_thinks_as_with_cocot(kind: str, found: dict[str, Any]) -> None:
+    """Every class that is said to think and every kind of thought, questions of all kinds in one batch."""
+    expected = outputs(KINDS[kind](), REQUESTS)
+    by_count = [expected[first::4] for first in range(4)]
+    assert all(by_count[0] != others for others in by_count[1:]), "thoughts must matter, or nothing is tested"
+    assert list(map(texts, found[kind]["written"])) == [expected]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_engine_change_no_answer(option: str, found: dict[str, Any]) -> None:
+    """Asked twice, so that the second time prefixes are found in the cache where there is one."""
+    expected = outputs(KINDS["llama"](), REQUESTS)
+    assert list(map(texts, found[option]["written"])) == [expected] * 2
+    assert (found[option]["hits"] > 0) == (option not in ("without prefix caching", "blocks of 128 tokens"))
+
+
+@pytest.mark.parametrize("name", ["few blocks", "few blocks, no prefix caching"])
+def test_requests_that_are_put_off_think_again(name: str, found: dict[str, Any]) -> None:
+    """With too few blocks for the batch vLLM drops what a request has read, and reads it again later."""
+    assert found["long answers"]["preemptions"] == 0 < found[name]["preemptions"]
+    assert found[name]["written"] == found["long answers"]["written"]
+
+
+def test_every_class_that_is_said_to_think_is_tested() -> None:
+    """A class that is added to the list is swept by the tests above."""
+    assert {type(make()).__name__ for make in KINDS.values()} == set(ARCHITECTURES)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    "pipeline parallelism": {"pipeline_parallel_size": 2},
+    "dual batch overlap": {"enable_dbo": True},
+    "key-value connectors and offloading": {"kv_offloading_size": 1.0},
+    "a scheduler of your own": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
+    "prompts as embeddings (--enable-prompt-embeds)": {"enable_prompt_embeds": True},
+    "anything but writing text (--runner)": {"runner": "pooling"},
+}
+CONFIGURE = """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+found = {}
+for name, (folder, engine) in json.load(open(sys.argv[1])).items():
+    try:
+        config = EngineArgs(folder, **engine).create_engine_config()
+        model, scheduler = config.model_config, config.scheduler_config
+        found[name] = [model.hf_config.architectures, scheduler.scheduler_cls, model.override_generation_config]
+    except Exception as error:
+        found[name] = str(error)
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What becomes of configurations of engines, before any weight is read."""
+    place = tmp_path_factory.mktemp("configured")
+    folders = {
+        "thinks": thinker("llama"),
+        "refined": thinker("llama", iterations=2),
+        "decides": thinker("llama", "adaptive"),
+        "pauses": thinker("llama", filler=PAUSE),
+        "other class": thinker("gpt_neox"),
+    }
+    paths = {name: str(module.export(model, place / name, TOKENIZER)) for name, model in folders.items()}
+    wanted = {name: [path, ENGINE] for name, path in paths.items()}
+    wanted |= {name: [paths["thinks"], ENGINE | engine] for name, engine in REFUSED.items()}
+    wanted["plain with embeddings"] = [paths["pauses"], ENGINE | {"enable_prompt_embeds": True}]
+    files = place / "wanted.json", place / "found.json"
+    files[0].write_text(json.dumps(wanted))
+    subprocess.run([sys.executable, "-c", CONFIGURE, *map(str, files)], check=True, env=environment(), timeout=300)
+    found: dict[str, Any] = json.loads(files[1].read_text())
+    return found
+
+
+@pytest.mark.parametrize("feature", REFUSED)
+def test_what_does_not_go_with_thoughts_is_refused_in_one_line(feature: str, configured: dict[str, Any]) -> None:
+    """Every feature of the list, by its name, before the server begins."""
+    lines = [line for line in configured[feature].splitlines() if "cocot: " in line]
+    assert len(lines) == 1
+    assert f"do not go with {feature}." in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("refined", "`pccot`"), ("decides", "`adaptive`"), ("other class", "GPTNeoXForCausalLM")]
+)
+def test_models_that_cannot_think_inside_vllm_are_refused(name: str, reason: str, configured: dict[str, Any]) -> None:
+    """They are not served with their placeholders as words."""
+    assert reason in configured[name]
+
+
+def test_only_folders_that_think_are_changed(configured: dict[str, Any]) -> None:
+    """A model that thinks in pause tokens is served by vLLM's own class and scheduler."""
+    assert configured["thinks"] == [
+        ["ThinkingLlamaForCausalLM"],
+        "cocot.serving.vllm.scheduler.ThoughtScheduler",
+        {"temperature": 0.0},
+    ]
+    assert configured["pauses"] == configured["plain with embeddings"] == [["LlamaForCausalLM"], None, {}]
