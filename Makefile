@@ -111,4 +111,4 @@ wheel:
 	PYTHON=$(PYTHON) .ci/wheel
 
 clean:
-	rm -rf .venv .venv-docs .venv-matrix build dist runs site
+	rm -rf .venv .venv-docs .venv-matrix .venv-vllm build dist runs site
