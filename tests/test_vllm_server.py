@@ -188,21 +188,24 @@ def test_what_cannot_be_answered_is_an_error_and_not_the_end(server: Server, mod
     with pytest.raises(openai.BadRequestError, match="one question at a time"):
         server.client.chat.completions.create(model=MODEL, messages=chat)
     with pytest.raises(openai.APIStatusError):
-        server.client.completions.create(model=MODEL, prompt=f"{LATENT} {QUESTIONS[0]}", max_tokens=2)
+        server.client.completions.create(model=MODEL, prompt=f"{LATENT} {QUESTIONS[0]}", max_tokens=1)
     with pytest.raises(openai.APIStatusError):
-        server.chat(*ASKED, temperature=1.0, seed=0)
+        server.chat(*ASKED, temperature=1.0, seed=0, max_tokens=1)
     assert text(server.chat(*ASKED)) == outputs(model, [ASKED])[0]
 
 
 def test_a_client_that_hangs_up_costs_nothing(server: Server) -> None:
     """Its request leaves the batch."""
-    stream = server.chat(QUESTIONS[0], stream=True, max_tokens=60, ignore_eos=True)
-    next(iter(stream))
-    stream.close()
+    before = server.metric("generation_tokens_total")
+    streams = [server.chat(question, stream=True, max_tokens=60, ignore_eos=True) for question in QUESTIONS]
+    for stream in streams:
+        next(iter(stream))
+        stream.close()
     end = time.monotonic() + 20
     while server.metric("num_requests_running") > 0:
         assert time.monotonic() < end
         time.sleep(0.1)
+    assert server.metric("generation_tokens_total") - before < 60 * len(QUESTIONS)
 
 
 def test_a_killed_server_gives_clean_errors_and_comes_back(server: Server, model: Any) -> None:

@@ -20,7 +20,9 @@ from typing import Any
 
 from cocot.api.training import default_folder
 from cocot.experiments import compare as comparison
+from cocot.experiments.clusters import Ray, Share
 from cocot.experiments.estimates import describe_plan, estimate
+from cocot.experiments.jobs import Launcher, ThisMachine
 from cocot.experiments.study import METHOD, SEED, Study, Trial, chosen_scale, read_study, trials
 from cocot.experiments.tables import Table
 from cocot.system.files import write_json
@@ -39,7 +41,19 @@ class _Planned:
     study: Study
     trials: list[Trial]
     out: Path
-    jobs: int
+    jobs: int | None
+    on: Share | None = None
+
+    @property
+    def num_at_a_time(self) -> int:
+        """Trainings at a time on this machine."""
+        is_on_cpu = self.trials[0].config.train.device == "cpu"
+        return self.jobs if self.jobs is not None else allowed_cores() if is_on_cpu else 1
+
+    @property
+    def launcher(self) -> Launcher:
+        """Where the trainings run."""
+        return ThisMachine(self.num_at_a_time) if self.on is None else Ray(self.on, self.jobs)
 
 
 def compare(
@@ -49,7 +63,8 @@ def compare(
     *,
     num_problems: int = 1000,
     test_file: str | PathLike[str] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    on: Share | None = None,
     **overrides: Any,
 ) -> Table:
     """Train several methods by one recipe, and evaluate them on the same problems.
@@ -60,7 +75,9 @@ def compare(
         out: Folder of the table and the runs; by default `runs/` and the name of the recipe.
         num_problems: Fresh problems to evaluate on.
         test_file: A file of problems to evaluate on, besides fresh ones.
-        jobs: Trainings at a time, each with its share of the cores and a GPU.
+        jobs: Trainings at a time, each with its share of the cores and a GPU; None for one, on a cluster for as many as
+            it has room for.
+        on: What each training gets of a Ray cluster; None to train on this machine.
         **overrides: Settings that differ from the recipe, as for `train`.
 
     Returns:
@@ -79,7 +96,8 @@ def compare(
         name = fspath(recipe)
     study = Study(name, {METHOD: list(methods)}, num_problems=num_problems)
     chosen = trials(study, override_words(overrides))
-    return _made(_Planned(study, chosen, folder, jobs), test_file)
+    at_a_time = 1 if jobs is None and on is None else jobs
+    return _made(_Planned(study, chosen, folder, at_a_time, on), test_file)
 
 
 def reproduce(
@@ -93,6 +111,7 @@ def reproduce(
     num_problems: int | None = None,
     test_file: str | PathLike[str] | None = None,
     jobs: int | None = None,
+    on: Share | None = None,
     **overrides: Any,
 ) -> Table:
     """Make a table of results: one of the paper's, or one of our own studies.
@@ -106,7 +125,9 @@ def reproduce(
         seeds: Trainings a method, with the seeds 0, 1, ...
         num_problems: Problems a test set; None for as many as the study says.
         test_file: A file of problems, as a further test set.
-        jobs: Trainings at a time; None for one for each core on a CPU, else 1.
+        jobs: Trainings at a time; None for one for each core on a CPU, else 1, and on a cluster for as many as it has
+            room for.
+        on: What each training gets of a Ray cluster; None to train on this machine.
         **overrides: Settings that differ from the study's recipe, as for `train`.
 
     Returns:
@@ -118,7 +139,16 @@ def reproduce(
         Interrupted: a signal came; the trainings saved their state, and the same call resumes them.
     """
     planned = _planned(
-        study, scale, out, methods=methods, axes=axes, seeds=seeds, num_problems=num_problems, jobs=jobs, **overrides
+        study,
+        scale,
+        out,
+        methods=methods,
+        axes=axes,
+        seeds=seeds,
+        num_problems=num_problems,
+        jobs=jobs,
+        on=on,
+        **overrides,
     )
     return _made(planned, test_file)
 
@@ -142,9 +172,9 @@ def describe_study(
     planned = _planned(study, scale, out, **settings)
     trainings = comparison.make_trainings(planned.study, planned.trials, planned.out)
     _LOGGER.info("measuring the speed of every run on a few steps ...")
-    estimates = estimate(trainings, planned.jobs, planned.out)
+    estimates = estimate(trainings, planned.num_at_a_time, planned.out)
     head = f"{study} at scale {chosen_scale(study, scale)}: {planned.study.note}"
-    return f"{head}\n\n{describe_plan(planned.study, trainings, estimates, planned.jobs)}"
+    return f"{head}\n\n{describe_plan(planned.study, trainings, estimates, planned.num_at_a_time)}"
 
 
 def _planned(
@@ -156,6 +186,7 @@ def _planned(
     seeds: int = 1,
     num_problems: int | None = None,
     jobs: int | None = None,
+    on: Share | None = None,
     **overrides: Any,
 ) -> _Planned:
     study = read_study(name, scale).with_axis(SEED, range(seeds))
@@ -164,12 +195,10 @@ def _planned(
     if num_problems is not None:
         study = replace(study, num_problems=num_problems)
     chosen = trials(study, override_words(overrides))
-    is_on_cpu = chosen[0].config.train.device == "cpu"
-    at_a_time = jobs if jobs is not None else allowed_cores() if is_on_cpu else 1
-    return _Planned(study, chosen, default_folder(out, f"{name}_{chosen_scale(name, scale)}"), at_a_time)
+    return _Planned(study, chosen, default_folder(out, f"{name}_{chosen_scale(name, scale)}"), jobs, on)
 
 
 def _made(planned: _Planned, test_file: str | PathLike[str] | None) -> Table:
     file = None if test_file is None else Path(test_file)
-    content = comparison.compare(planned.study, planned.trials, planned.out, planned.jobs, file)
+    content = comparison.compare(planned.study, planned.trials, planned.out, planned.launcher, file)
     return Table(planned.out, content)

@@ -94,8 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--data", type=Path, help="file of problems to evaluate on, besides fresh ones")
     sub.add_argument(
-        "--jobs", type=_POSITIVE, default=1, help="trainings at a time, each with its share of the cores and a GPU"
+        "--jobs", type=_POSITIVE, help="trainings at a time (default: 1; on a cluster as many as it has room for)"
     )
+    _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
 
     sub = add(
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan, with times measured in a pilot run, and stop"
     )
+    _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
     sub = add("eval", "accuracy, tokens and seconds of a model")
@@ -188,6 +190,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_task_argument(sub)
     _add_problem_arguments(sub, count=100)
 
+    sub = add("serve", "serve a model behind OpenAI's API on this machine")
+    sub.add_argument("model", help=_MODEL)
+    sub.add_argument("--name", help="what clients call it (default: the last part of MODEL)")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    sub.add_argument("--port", type=_COUNT, default=8000, help="port to listen at; 0: any (default: %(default)s)")
+    limits = sub.add_argument_group("limits")
+    limits.add_argument("--max-new-tokens", type=_POSITIVE, default=256, help="longest answer (default: %(default)s)")
+    limits.add_argument("--max-thoughts", type=_COUNT, default=64, help="most thoughts (default: %(default)s)")
+    limits.add_argument("--batch-size", type=_POSITIVE, default=32, help="most in a batch (default: %(default)s)")
+    limits.add_argument("--queue", type=_POSITIVE, default=256, help="most that wait (default: %(default)s)")
+
     sub = add("data", "make problems, with their statistics")
     sub.add_argument("task", help="prosqa, prontoqa or gsm8k")
     sub.add_argument("--out", type=Path, required=True, help="JSONL file to write")
@@ -238,3 +251,11 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--hops", type=_SIZE, nargs="+", help="prosqa: steps to the target; prontoqa: rules of a proof")
     source.add_argument("--steps", type=_SIZE, nargs="+", help="gsm8k: equations a problem, 1 to 6")
     source.add_argument("--largest", type=_POSITIVE, help="gsm8k: the largest number that a question names")
+
+
+def _add_cluster_arguments(sub: argparse.ArgumentParser) -> None:
+    """Where the trainings run."""
+    cluster = sub.add_argument_group("on a cluster")
+    cluster.add_argument("--on", choices=("ray",), help="train as jobs of this cluster (default: on this machine)")
+    cluster.add_argument("--cores", type=_POSITIVE, default=1, help="CPU cores of a training (default: %(default)s)")
+    cluster.add_argument("--gpus", type=_COUNT, default=0, help="GPUs of a training (default: %(default)s)")

@@ -22,6 +22,7 @@ from cocot.errors import CocotError, ConfigError
 from cocot.system.console import LOGGER
 
 if TYPE_CHECKING:
+    from cocot.experiments.clusters import Share
     from cocot.training.evaluation_problems import Selection
 
 _GENERATOR = (
@@ -112,12 +113,20 @@ def _compare(args: argparse.Namespace) -> int:
         num_problems=args.problems,
         test_file=args.data,
         jobs=args.jobs,
+        on=_share(args),
         **parse_overrides(args.overrides),
     )
     out = table.path
     print(f"\n{plain(table.rows)}\n")
     print(f"files: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
     return 0
+
+
+def _share(args: argparse.Namespace) -> Share | None:
+    """What each training gets of a cluster."""
+    from cocot.experiments.clusters import Share
+
+    return Share(args.cores, args.gpus) if args.on else None
 
 
 def _reproduce(args: argparse.Namespace) -> int:
@@ -136,11 +145,13 @@ def _reproduce(args: argparse.Namespace) -> int:
         "jobs": args.jobs,
         **parse_overrides(args.overrides),
     }
-    print(f"{describe_study(args.study, args.scale, **settings)}\n", flush=True)
+    share = _share(args)
+    if share is None or args.dry_run:
+        print(f"{describe_study(args.study, args.scale, **settings)}\n", flush=True)
     if args.dry_run:
         return 0
     began = time.monotonic()
-    table = reproduce(args.study, args.scale, test_file=args.data, **settings)
+    table = reproduce(args.study, args.scale, test_file=args.data, on=share, **settings)
     out = table.path
     print(f"\n{table}")
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes; files: {out}/table.json, {out}/table.md, a folder a run")
@@ -274,6 +285,20 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(args: argparse.Namespace) -> int:
+    _silence_libraries()
+    from cocot.modeling.loading import load_here
+
+    try:
+        from cocot.serving.server import Limits, Server, run
+    except ImportError as error:
+        raise ConfigError(f"serving takes the extra `serve`: pip install 'cocot[serve]' ({error}).") from error
+    limits = Limits(args.max_new_tokens, args.max_thoughts, args.queue, args.batch_size)
+    name = args.name or Path(args.model).name
+    run(Server(*load_here(args.model), name, limits, os.environ.get("COCOT_API_KEY")), args.host, args.port)
+    return 0
+
+
 def _data(args: argparse.Namespace) -> int:
     from cocot.system.files import must_be_writable
     from cocot.tasks.files import write_problems
@@ -339,6 +364,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "probe": _probe,
     "report": _report,
     "export": _export,
+    "serve": _serve,
     "data": _data,
     "bench": _bench,
     "recipes": _recipes,

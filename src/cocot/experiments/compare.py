@@ -29,7 +29,7 @@ from cocot.evaluation.evaluate import (
     write_predictions,
 )
 from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_interval
-from cocot.experiments.jobs import Training, share_stages, train_all
+from cocot.experiments.jobs import Launcher, ThisMachine, Training, share_stages, train_all
 from cocot.experiments.study import SEED, Study, Trial
 from cocot.experiments.tables import shortcuts_of, write_table
 from cocot.methods.tokens import LATENT
@@ -62,7 +62,7 @@ def compare(
     study: Study,
     trials: Sequence[Trial],
     out: Path,
-    jobs: int = 1,
+    launcher: Launcher | None = None,
     test_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train every trial, ask all the same problems, write `table.json` and `table.md`.
@@ -71,7 +71,7 @@ def compare(
         study: What to ask, and the paper's figures.
         trials: What to train.
         out: Folder of the study; the run folders lie inside.
-        jobs: Trainings at a time.
+        launcher: Where trainings run; None for this machine, one after the other.
         test_file: A file of problems, as a further test set.
 
     Returns:
@@ -86,7 +86,7 @@ def compare(
         raise ConfigError("this study has no problems of its own to ask; name a file of them with --data.")
     tests = [_tests(study, trial, trials[0].config.seed, out, test_file) for trial in trials]
     trainings = make_trainings(study, trials, out)
-    train_all(trainings, jobs)
+    train_all(trainings, launcher or ThisMachine(1))
     pairs = tqdm(list(zip(trainings, tests, strict=True)), desc="answers", unit="run")
     answers = [_ask(training, own, study.ablations) for training, own in pairs]
     sets = {path: problems for own in tests for path, problems in own.values()}

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from cocot.evaluation.ablations import ablation_names
-from cocot.experiments.jobs import Training, train_all
+from cocot.experiments.jobs import ThisMachine, Training, train_all
 from cocot.experiments.study import Study
 from cocot.methods import Phase
 from cocot.methods.tokens import LATENT
@@ -67,7 +67,7 @@ def estimate(trainings: Sequence[Training], jobs: int, folder: Path) -> list[Est
     with unfinished(folder) as place:
         pilots = [_pilot_run(training, place) for training in new]
         if pilots:
-            train_all(pilots, jobs)
+            train_all(pilots, ThisMachine(jobs))
         known |= {
             _key(whole, jobs): asdict(_scale_up(whole, little)) for whole, little in zip(new, pilots, strict=True)
         }

@@ -1,8 +1,8 @@
 """Several trainings side by side: each a process of its own, `cocot train`, watched through its run folder.
 
-In: the command of each. Out: finished run folders. Whatever ends this process, its trainings save their state and stop;
-the same call resumes.
-Read next: `experiments/compare.py`, which says what to train and makes a table of it.
+In: the command of each, and where they run. Out: finished run folders. On this machine, whatever ends this process lets
+its trainings save their state and stop; on a cluster they go on. The same call resumes, or finds them again.
+Read next: `experiments/compare.py`, which says what to train and makes a table of it; `experiments/clusters.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+from weakref import finalize
 
 import torch
 from tqdm.auto import tqdm
@@ -27,6 +30,96 @@ from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import num_shared_stages, num_steps
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Job(Protocol):
+    """A training that was started somewhere."""
+
+    def exit_code(self) -> int | None:
+        """That of its process; None as long as it runs."""
+
+    def is_lost(self) -> bool:
+        """Whether it ended with the machine that it ran on, and not by itself."""
+
+    def interrupt(self) -> None:
+        """Let it save its state and stop, where it does not outlive this process."""
+
+
+class Launcher(Protocol):
+    """Where trainings run."""
+
+    def num_slots(self, num_trainings: int) -> int:
+        """How many may run at a time."""
+
+    def find(self, training: Training) -> Job | None:
+        """The job that trains it already, started by an earlier call; None if there is none."""
+
+    def start(self, training: Training, slot: int) -> Job:
+        """Start it, in the slot of that number."""
+
+
+class ThisMachine:
+    """Processes beside each other, each with its share of the cores and a GPU; they stop with this process."""
+
+    def __init__(self, jobs: int) -> None:
+        """Begin.
+
+        Args:
+            jobs: Trainings at a time.
+
+        Raises:
+            ConfigError: `jobs` is below 1.
+        """
+        if jobs < 1:
+            raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
+        self._jobs = jobs
+        # nobody writes to this pipe: for who reads it, it ends when this process does, even by a kill
+        self._end_to_read, self._end_to_keep = os.pipe()
+        finalize(self, _close, self._end_to_read, self._end_to_keep)
+
+    def num_slots(self, num_trainings: int) -> int:
+        """As many as were asked for."""
+        return min(self._jobs, num_trainings)
+
+    def find(self, training: Training) -> None:
+        """Nothing outlives its parent here."""
+
+    def start(self, training: Training, slot: int) -> _Process:
+        """A process that stops when its standard input ends."""
+        with training.run.log_file.open("ab") as log:
+            # a session of its own: Ctrl-C reaches it once, through us
+            process = subprocess.Popen(
+                [*training.command, "--until-eof"],
+                stdout=log,
+                stderr=log,
+                stdin=self._end_to_read,
+                start_new_session=True,
+                env=_environment(training, self._jobs, slot),
+            )
+        return _Process(process)
+
+
+def _close(*ends: int) -> None:
+    for end in ends:
+        os.close(end)
+
+
+@dataclass
+class _Process:
+    """A job on this machine."""
+
+    process: subprocess.Popen[bytes]
+
+    def exit_code(self) -> int | None:
+        return self.process.poll()
+
+    def is_lost(self) -> bool:
+        return False
+
+    def interrupt(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)  # the one that no shell lets its children ignore
+            self.process.wait()
 
 
 @dataclass
@@ -51,7 +144,7 @@ class Training:
     prefix_run: Training | None = None
     seconds: float = 0.0
     _began: float = field(default=0.0, init=False)
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _job: Job | None = field(default=None, init=False)
 
     @property
     def is_ready(self) -> bool:
@@ -73,27 +166,25 @@ class Training:
         self.run.close()
         return True
 
-    def start(self, environment: Mapping[str, str], parent_pipe: int) -> None:
-        """Start the process in an environment; it stops when `parent_pipe`, its standard input, ends."""
-        command = [sys.executable, "-m", "cocot", "train", self.recipe, "--out", str(self.run.path), "--until-eof"]
+    @property
+    def command(self) -> list[str]:
+        """What trains it, in a process of its own."""
+        command = [sys.executable, "-m", "cocot", "train", self.recipe, "--out", str(self.run.path)]
         if self.prefix_run:
             command += ["--shares-with", str(self.prefix_run.run.path)]
-        self._began = time.monotonic()
-        self.run.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.run.log_file.open("ab") as log:
-            # a session of its own: Ctrl-C reaches it once, through us
-            self._process = subprocess.Popen(
-                [*command, *self.overrides],
-                stdout=log,
-                stderr=log,
-                stdin=parent_pipe,
-                start_new_session=True,
-                env=environment,
-            )
+        return [*command, *self.overrides]
+
+    def begin(self, job: Job) -> None:
+        """Watch the job that trains it."""
+        self._began, self._job = time.monotonic(), job
+
+    def is_lost(self) -> bool:
+        """Whether the machine that it ran on is gone, or it found none: it has to be started once more."""
+        return self._job is not None and self._job.is_lost()
 
     def is_done(self) -> bool:
         """Whether the process ended well; raises if it failed."""
-        code = self._process.poll() if self._process else None
+        code = self._job.exit_code() if self._job else None
         if code:
             lines = self.run.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [
                 "no output"
@@ -101,13 +192,12 @@ class Training:
             log = self.run.log_file
             raise RunError(f"training {self.name} failed with exit code {code}: {lines[-1]} (log: {log})")
         self.seconds = time.monotonic() - self._began
-        return code == 0
+        return code == 0 and self.is_finished()  # a job that was found may have been of other settings
 
     def interrupt(self) -> None:
-        """Let the process save its state and stop; returns once it has."""
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)  # the one that no shell lets its children ignore
-            self._process.wait()
+        """Let a process of this machine save its state and stop; returns once it has."""
+        if self._job:
+            self._job.interrupt()
 
     def progress(self) -> tuple[int, str]:
         """Optimizer steps so far, and a few words on the newest log entry."""
@@ -135,34 +225,40 @@ def share_stages(trainings: Sequence[Training]) -> None:
             training.prefix_run = best
 
 
-def train_all(trainings: Sequence[Training], jobs: int) -> None:
-    """Run every training that is not done, `jobs` at a time, each with its share of the cores and a GPU.
+def train_all(trainings: Sequence[Training], launcher: Launcher) -> None:
+    """Run every training that is not done, where `launcher` says.
 
     Raises:
-        ConfigError: `jobs` is below 1.
-        RunError: a training failed; its last line is in the message. The others saved their state. Or a run folder
-            belongs to a run with other settings.
-        Interrupted: a signal came; the trainings saved their state.
+        RunError: a training failed; its last line is in the message. On this machine the others saved their state. Or a
+            run folder belongs to a run with other settings.
+        Interrupted: a signal came; on this machine the trainings saved their state.
     """
-    if jobs < 1:
-        raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
     waiting, running = [item for item in trainings if not item.is_finished()], dict[int, Training]()  # by slot
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
-        parent_pipe = stack.enter_context(_parent_pipe())
-        signals = list[int]()
+        signals, further = list[int](), count(len(trainings))
         stack.enter_context(listening(signals.append))
         stack.enter_context(_stopping(running))
         while waiting or running:
             if signals:
-                raise Interrupted("stopped; every training saved its state.", signals[0])
-            free = [slot for slot in range(min(jobs, len(trainings))) if slot not in running]
-            for slot, training in zip(free, [item for item in waiting if item.is_ready], strict=False):
-                training.start(_environment(training, jobs, slot), parent_pipe)
-                waiting.remove(training)
-                running[slot] = training
+                raise Interrupted("stopped; the same call goes on.", signals[0])
+            free = [slot for slot in range(launcher.num_slots(len(trainings))) if slot not in running]
+            for training in list(waiting):
+                job = launcher.find(training)
+                if job is None and training.is_ready and free:
+                    training.run.log_file.parent.mkdir(parents=True, exist_ok=True)
+                    job = launcher.start(training, free[0])
+                if job is not None:
+                    training.begin(job)
+                    waiting.remove(training)
+                    # one that was found may be one more than may run at a time
+                    running[free.pop(0) if free else next(further)] = training
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            for slot in [slot for slot, training in running.items() if training.is_done()]:
+            for slot, training in list(running.items()):
+                if training.is_lost():
+                    waiting.append(training)
+                elif not training.is_done():
+                    continue
                 del running[slot]
             progress = {training.name: training.progress() for training in trainings}
             num_done = len(trainings) - len(waiting) - len(running)
@@ -180,17 +276,6 @@ def _environment(training: Training, jobs: int, slot: int) -> dict[str, str]:
     num_threads = max(1, allowed_cores() // jobs)
     # A user who limits the threads knows of other work on the machine: threads that wait for each other's core crawl.
     return {"OMP_NUM_THREADS": str(num_threads), **with_gpu(os.environ, gpus, slot)}
-
-
-@contextmanager
-def _parent_pipe() -> Iterator[int]:
-    """The end of a pipe that nobody writes to: for who reads it, it ends when this process does, even by a kill."""
-    end_to_read, end_to_keep = os.pipe()
-    try:
-        yield end_to_read
-    finally:
-        os.close(end_to_read)
-        os.close(end_to_keep)
 
 
 @contextmanager

@@ -38,6 +38,15 @@ def greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Generatio
     return config
 
 
+def sampled(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float, top_p: float
+) -> GenerationConfig:
+    """Tokens drawn from the model's distribution at a temperature, of the likeliest that have `top_p` of it."""
+    config = greedy(tokenizer, max_new_tokens)
+    config.do_sample, config.temperature, config.top_p, config.top_k = True, temperature, top_p, 0
+    return config
+
+
 def as_folder_says(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """The decoding of the model's own `generation_config.json`; its length and its end of text are still ours.
 

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from cocot.data.encoding import answer_in, answer_mark, decode, encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import DataError, ModelError
+from cocot.methods.tokens import LATENT
 from cocot.modeling.decoding import as_folder_says, decoding, greedy, warn_of_folder
 from cocot.modeling.early_stop import decides, num_needed
 from cocot.modeling.latent_model import context_length
@@ -38,6 +40,10 @@ _MOST = 1_000_000
 HookFactory = Callable[[Sequence[int], int, Tensor], Tensor]
 """What becomes of the thoughts of some questions: their indices, which thought it is, from 1, and what it is,
 (questions, 1, width); returns what is fed back in its place, of the same shape."""
+
+OnTokens = Callable[[Sequence[int], list[int]], Sequence[bool]]
+"""What is told of every token: the rows of the batch that are written together, and the next token of each; returns
+which of them are at their end. Behind its end a row gets padding."""
 
 
 class ThoughtRecorder:
@@ -146,38 +152,93 @@ def answer(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         began = time.perf_counter()
-        written: dict[int, tuple[int, list[int]]] = {}
-        for kept, rows in _by_thoughts(model, batch, prompts, count, config, thought_hook).items():
-            edit = partial(thought_hook, rows) if thought_hook else None
-            shortened = [_with_thoughts(prompts[index], kept, settings) for index in rows]
-            tokens = _generate(model, tokenizer, shortened, config, streamer, edit)
-            written |= {index: (kept, ids) for index, ids in zip(rows, tokens, strict=True)}
+        hook = partial(_of_batch, thought_hook, batch) if thought_hook else None
+        written = write(model, tokenizer, [prompts[index] for index in batch], config, streamer=streamer, hook=hook)
         seconds = (time.perf_counter() - began) / len(batch)
-        for index, (kept, ids) in written.items():
+        for index, (kept, ids) in zip(batch, written, strict=True):
             answers[index] = _read(ids, kept, seconds, mark, tokenizer)
         if on_batch is not None:
             on_batch(len(batch))
     return [answers[index] for index in range(len(prompts))]
 
 
-def _by_thoughts(
+def _of_batch(hook: HookFactory, batch: Sequence[int], rows: Sequence[int], number: int, thought: Tensor) -> Tensor:
+    return hook([batch[row] for row in rows], number, thought)
+
+
+def write(
     model: Any,
-    batch: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
-    count: int,
     config: GenerationConfig,
-    hook: HookFactory | None,
+    *,
+    streamer: BaseStreamer | None = None,
+    hook: HookFactory | None = None,
+    on_tokens: OnTokens | None = None,
+) -> list[tuple[int, list[int]]]:
+    """What follows each prompt of one batch; prompts may differ in their numbers of thoughts.
+
+    Args:
+        model: A model that was given thoughts.
+        tokenizer: Its tokenizer.
+        prompts: Token ids, with the placeholder wherever a thought is, or may be where the model decides itself.
+        config: What decodes; see `decoding.py`.
+        streamer: Receives the tokens as they are written; for a single prompt.
+        hook: What becomes of a thought before it is fed back.
+        on_tokens: Is told every token as it is written, and may end an answer.
+
+    Returns:
+        For each prompt how many thoughts it took, and the token ids behind it, padding behind the end of the text.
+    """
+    settings, written = thought_settings(model), {}
+    filler_id: Any = tokenizer.convert_tokens_to_ids(settings.filler or LATENT)
+    for kept, rows in _by_thoughts(model, prompts, settings.latent_id, config, hook).items():
+        edit = partial(hook, rows) if hook else None
+        watch = _Watch(partial(on_tokens, rows)) if on_tokens else None
+        shortened = [_with_thoughts(prompts[row], kept, settings) for row in rows]
+        tokens = _generate(model, tokenizer, shortened, config, streamer, edit, watch)
+        for row, shorter, ids in zip(rows, shortened, tokens, strict=True):
+            written[row] = shorter.count(filler_id), ids
+    return [written[row] for row in range(len(prompts))]
+
+
+class _Watch(StoppingCriteria):
+    """Hugging Face asks it after every token which answers are at their end."""
+
+    def __init__(self, on_tokens: Callable[[list[int]], Sequence[bool]]) -> None:
+        self._on_tokens = on_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(list(self._on_tokens(input_ids[:, -1].tolist())), device=input_ids.device)
+
+
+def _by_thoughts(
+    model: Any, prompts: Sequence[list[int]], latent_id: int, config: GenerationConfig, hook: HookFactory | None
 ) -> dict[int, list[int]]:
-    """The questions of a batch by the thoughts they take: `count`, or fewer where the model decides so itself."""
-    if not decides(model) or count == 0:
-        return {count: [*batch]}
+    """The prompts by the most thoughts that they keep: all of theirs, or fewer where the model decides so itself."""
+    counts = [prompt.count(latent_id) for prompt in prompts]
+    if not decides(model):
+        return {max(counts): [*range(len(prompts))]}
+    found: dict[int, list[int]] = {}
+    for count in sorted({*counts}):
+        rows = [row for row, own in enumerate(counts) if own == count]
+        needed = _needed(model, [prompts[row] for row in rows], rows, config, hook) if count else [0] * len(rows)
+        for row, own in zip(rows, needed, strict=True):
+            found.setdefault(own, []).append(row)
+    return found
+
+
+def _needed(
+    model: Any, prompts: Sequence[list[int]], rows: list[int], config: GenerationConfig, hook: HookFactory | None
+) -> list[int]:
+    """How many thoughts each prompt takes, of those that it has room for; as many for each."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        padded = _padded([prompts[index] for index in batch], config, model.device)
-        needed = num_needed(model, padded, partial(hook, batch) if hook else None)
+        padded = _padded(prompts, config, model.device)
+        needed = num_needed(model, padded, partial(hook, rows) if hook else None)
     model.train(was_training)
-    return {kept: [row for row, own in zip(batch, needed, strict=True) if own == kept] for kept in sorted({*needed})}
+    return needed
 
 
 def _with_thoughts(prompt: list[int], count: int, settings: ThoughtSettings) -> list[int]:
@@ -202,6 +263,7 @@ def _generate(
     config: GenerationConfig,
     streamer: BaseStreamer | None,
     edit: ThoughtHook | None,
+    watch: _Watch | None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt."""
     padded = _padded(prompts, config, model.device)
@@ -216,6 +278,7 @@ def _generate(
             tokenizer=tokenizer,  # for a folder's stop strings
             streamer=streamer,
             thought_hook=edit,
+            stopping_criteria=None if watch is None else StoppingCriteriaList([watch]),
             synced_gpus=is_shared,
         )
     model.train(was_training)

@@ -11,12 +11,15 @@ Read next: `modeling/recurrence.py`, the definition of thoughts; `tests/test_vll
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils.hub import cached_file
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.gpt2 import GPT2LMHeadModel
 from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -25,8 +28,12 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from cocot.methods import METHODS
-from cocot.modeling.method_modules import NAME, projection_of
+from cocot.modeling.custom_generate import MODULES_FILE
+from cocot.modeling.method_modules import NAME, is_of_method, projection_of
 from cocot.serving.vllm.plugin import settings_in
+
+BACKENDS = {"CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN"}
+"""Kinds of attention that say in the same words where the tokens of a step stand; the last two were not run."""
 
 
 class _Thoughts:
@@ -35,13 +42,35 @@ class _Thoughts:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model = vllm_config.model_config
-        self._settings, self._cache = settings_in(model), vllm_config.cache_config
-        self._suppressed = model.try_get_generation_config().get("suppress_tokens") or []
+        self._settings, self._cache, self._folder = settings_in(model), vllm_config.cache_config, model.model
+        suppressed = (model.try_get_generation_config() or {}).get("suppress_tokens") or []
+        self._suppressed = sorted({*suppressed, self._settings.latent_id})
         self._states: Tensor | None = None
         self._knows_addresses = False
+        # of one address for ever, where a graph that was captured looks for it
+        most = vllm_config.scheduler_config.max_num_batched_tokens
+        self._inputs = torch.zeros(most, model.get_hidden_size(), dtype=model.dtype)
+        _check_backends(vllm_config)
         if self._settings.modules_of is not None:
             made = METHODS[self._settings.modules_of].modules(SimpleNamespace(config=model.hf_config))
             self.add_module(NAME, made)  # type: ignore[attr-defined]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Those of the class, which may rename them, and those of the method's modules.
+
+        Args:
+            weights: By their names in the folder.
+
+        Returns:
+            The names of what was loaded.
+        """
+        others = ((name, weight) for name, weight in weights if not is_of_method(name))
+        loaded: set[str] = super().load_weights(others)  # type: ignore[misc]
+        if self._settings.modules_of is None:
+            return loaded
+        own = load_file(str(cached_file(self._folder, MODULES_FILE)))
+        self.load_state_dict(own, strict=False)  # type: ignore[attr-defined]
+        return loaded | own.keys()
 
     def forward(
         self,
@@ -61,12 +90,15 @@ class _Thoughts:
         Returns:
             Hidden states after the final norm, (tokens, width).
         """
-        embeddings = self.embed_input_ids(input_ids)  # type: ignore[attr-defined]
+        embeddings = self._inputs[: len(input_ids)]
+        embeddings.copy_(self.embed_input_ids(input_ids))  # type: ignore[attr-defined]
         # Always embeddings, also where vLLM measures memory: what it compiles there is run ever after.
         read: Any = super().forward  # type: ignore[misc]
-        if not get_forward_context().attn_metadata:
+        attention = get_forward_context().attn_metadata
+        if not attention:
+            self._feed_back(embeddings, input_ids == self._settings.latent_id, embeddings.clone())
             return read(None, positions, intermediate_tensors, embeddings)
-        step = _Step(next(iter(get_forward_context().attn_metadata.values())), positions, self._cache.block_size)
+        step = _Step(next(iter(attention.values())), positions, self._cache.block_size)
         states = self._states_beside_the_cache(embeddings)
         is_latent = input_ids[: step.num_tokens] == self._settings.latent_id
         if not self._knows_addresses and bool(is_latent.any()):
@@ -74,13 +106,12 @@ class _Thoughts:
             self._knows_addresses = True
         self._feed_back(embeddings[: step.num_tokens], is_latent, states[step.blocks_before])
         hidden = read(None, positions, intermediate_tensors, embeddings)
-        blocks, is_last = step.blocks, step.is_last
         # Rows that are not the last of their block go into a place that nobody reads: a choice of rows would wait.
-        states[torch.where(is_last, blocks, len(states) - 1)] = hidden[: step.num_tokens]
+        states[torch.where(step.is_last, step.blocks, len(states) - 1)] = hidden[: step.num_tokens]
         return hidden
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """The class's own logits, but for the tokens that the folder's `generation_config.json` suppresses.
+        """The class's own logits, but for `<|latent|>` and what the folder's `generation_config.json` suppresses.
 
         Args:
             hidden_states: (rows, width).
@@ -89,7 +120,7 @@ class _Thoughts:
             (rows, vocabulary).
         """
         logits: Tensor | None = super().compute_logits(hidden_states)  # type: ignore[misc]
-        if logits is not None and self._suppressed:
+        if logits is not None:
             logits[:, self._suppressed] = -torch.inf
         return logits
 
@@ -105,13 +136,15 @@ class _Thoughts:
         if project is None and not self._settings.mixes_words:
             embeddings.copy_(torch.where(is_latent[:, None], states, embeddings))
             return
+        words = self._words if self._settings.mixes_words else None  # made where vLLM measures memory
         thoughts = states[is_latent]
+        if not len(thoughts):
+            return
         if project is not None:
             thoughts = project(thoughts)
-        if self._settings.mixes_words:
+        if words is not None:
             logits = super().compute_logits(thoughts)  # type: ignore[misc]
-            words = self._words[: logits.shape[-1]]
-            thoughts = (logits.float().softmax(dim=-1) @ words.float()).to(thoughts)
+            thoughts = (logits.float().softmax(dim=-1) @ words[: logits.shape[-1]]).to(thoughts)
         embeddings[is_latent] = thoughts
 
     def _states_beside_the_cache(self, like: Tensor) -> Tensor:
@@ -123,11 +156,22 @@ class _Thoughts:
 
     @cached_property
     def _words(self) -> Tensor:
-        """The embeddings of all words, (vocabulary, width)."""
+        """The embeddings of all words, (vocabulary, width), float32."""
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         number = self.config.get_text_config().vocab_size  # type: ignore[attr-defined]
         words: Tensor = self.embed_input_ids(torch.arange(number, device=device))  # type: ignore[attr-defined]
-        return words
+        return words.float()
+
+
+def _check_backends(vllm_config: Any) -> None:
+    """Refuse attention whose block table cannot be read from here, before any weight is."""
+    layers = vllm_config.compilation_config.static_forward_context.values()
+    names = {layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")}
+    if unknown := names - BACKENDS:
+        raise ValueError(
+            "cocot: continuous thoughts inside vLLM do not go with the attention backend "
+            f"{', '.join(sorted(unknown))}; choose another with --attention-backend, such as FLASH_ATTN."
+        )
 
 
 class _Step:

@@ -97,6 +97,7 @@ def prepare_model(model_config: Any) -> None:
         "thoughts that are refined together (`pccot`)": settings.iterations is not None,
         "a model that decides how many thoughts it takes (`adaptive`)": settings.modules_of is not None
         and Asked.STOPS in METHODS[settings.modules_of].asks,
+        "a model class of transformers (--model-impl)": model_config.model_impl not in ("auto", "vllm"),
         "prompts as embeddings (--enable-prompt-embeds)": model_config.enable_prompt_embeds,
         "anything but writing text (--runner)": model_config.runner_type != "generate",
     }
@@ -112,6 +113,7 @@ def prepare_engine(vllm_config: Any) -> None:
     Raises:
         ValueError: a feature that was asked for does not go with thoughts.
     """
+    from vllm import envs
     from vllm.config import CUDAGraphMode
     from vllm.platforms import current_platform
 
@@ -120,7 +122,8 @@ def prepare_engine(vllm_config: Any) -> None:
         "speculative decoding": vllm_config.speculative_config is not None,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
-        "dual batch overlap": parallel.enable_dbo,
+        "batches cut in parts (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
+        "VLLM_USE_BREAKABLE_CUDAGRAPH": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
         "key-value connectors and offloading": vllm_config.kv_transfer_config is not None
         or vllm_config.cache_config.kv_offloading_size is not None,
         "a scheduler of your own": scheduler.scheduler_cls not in (None, _SCHEDULER),
@@ -128,7 +131,8 @@ def prepare_engine(vllm_config: Any) -> None:
     _refuse(refusals)
     scheduler.scheduler_cls = _SCHEDULER
     graphs = vllm_config.compilation_config
-    if current_platform.is_cuda_alike() and (graphs.cudagraph_mode or CUDAGraphMode.FULL).has_full_cudagraphs():
+    mode = CUDAGraphMode.FULL if graphs.cudagraph_mode is None else graphs.cudagraph_mode
+    if current_platform.is_cuda_alike() and mode.has_full_cudagraphs():
         graphs.cudagraph_mode = CUDAGraphMode.PIECEWISE  # what is around the layers reads the block table of the step
 
 

@@ -24,6 +24,7 @@ class ThoughtScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._ending: set[str] = set()
         self._latent_id = settings_in(self.vllm_config.model_config).latent_id
         _logger.info("cocot: <|latent|> in a prompt (token %d) is a continuous thought.", self._latent_id)
 
@@ -34,13 +35,38 @@ class ThoughtScheduler(AsyncScheduler):
             self._end(request, "a thought is the hidden state of the token before it; put one before the first.")
         elif current_platform.is_cpu() and request.sampling_params.sampling_type == SamplingType.RANDOM_SEED:
             # vLLM 0.32 would end itself: it turns a generator back after each part of a prompt, which a CPU's cannot do
-            request.sampling_params.seed = None
             self._end(request, "samples with a seed cannot be drawn on a CPU.")
 
     def _end(self, request: Any, reason: str) -> None:
-        """Let a request end with an error after the next step, as vLLM lets those end that it cannot go on with."""
+        """Let a request end with an error in this step, as vLLM lets those end whose grammar it cannot read."""
         _logger.error("cocot: request %s ends with an error: %s", request.request_id, reason)
+        self._ending.add(request.request_id)
         self.grammar_compile_error_reqs.add(request.request_id)
+
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """Whether a request that waits may begin: one that ends with an error may not."""
+        if request.request_id in self._ending:
+            return False
+        may_begin: bool = super()._handle_blocked_waiting_request(request)
+        return may_begin
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self._ending.discard(request.request_id)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+        """What a new request finds in the cache: never all that is before a thought.
+
+        vLLM says that a block is there as soon as a step is to compute it. Its keys and values are there when another
+        request of the same step reads them; its last hidden state is there after the step. So the block before a
+        thought is computed again, and one is enough: a step has a thought as the first of its tokens alone.
+        """
+        blocks, num_found, *rest = super()._get_local_prefix_cache_hit(request)
+        ids = request.all_token_ids
+        if 0 < num_found < len(ids) and ids[num_found] == self._latent_id:
+            num_found -= self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_found)
+        return (blocks, num_found, *rest)
 
     def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens of a request the next step reads: vLLM asks this for every request in every step.

@@ -1,0 +1,79 @@
+"""Tests of trainings on a cluster: a real Ray cluster of several nodes on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_support import environment, tiny_config, weights, write_recipe
+
+from cocot.cli import main
+
+pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that trains nothing; tests add nodes."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (environment() | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
+            patch.setenv(name, value)
+        dashboard = {"include_dashboard": True, "dashboard_port": 0}
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **dashboard})
+        found.wait_for_nodes()
+        patch.setenv("RAY_ADDRESS", f"http://{found.head_node.webui_url}")
+        yield found
+        found.shutdown()
+
+
+def compare(recipe: Path, out: Path, *more: str) -> list[str]:
+    """The command that trains two methods."""
+    methods = ["--methods", "cot,coconut", "--problems", "4", "--out", str(out)]
+    return ["compare", str(recipe), *methods, *more]
+
+
+def jobs_of(cluster: Any) -> list[Any]:
+    """What the cluster knows of jobs."""
+    from ray.job_submission import JobSubmissionClient
+
+    return list(JobSubmissionClient().list_jobs())
+
+
+def test_a_cluster_gives_what_this_machine_gives(cluster: Any, tmp_path: Path) -> None:
+    """The same weights, bit for bit, though the driver is killed and a node is lost in the middle."""
+    long = {"num_train": 4000, "num_valid": 4, "fresh": True}
+    recipe = write_recipe(tmp_path / "mine.yaml", tiny_config(data=long, train={"save_steps": 50}))
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    out, here = tmp_path / "cluster", tmp_path / "here"
+    command = [sys.executable, "-m", "cocot", *compare(recipe, out, "--on", "ray")]
+    driver = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 200
+    while not list(out.glob("*/stages/*/checkpoint-*")):
+        assert driver.poll() is None, "the driver ended"
+        assert time.monotonic() < end, [job.message for job in jobs_of(cluster)]
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    assert main(compare(recipe, out, "--on", "ray")) == 0
+    assert main(compare(recipe, here)) == 0
+    for method in ("cot", "coconut"):
+        ours, theirs = weights(out / method), weights(here / method)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # one for each method, and one more for the job that was lost
+    assert len({job.submission_id for job in jobs_of(cluster)}) == 3
