@@ -5,6 +5,7 @@ They run where vLLM is installed (`make test-vllm`).
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ class Server:
         command += ["--served-model-name", MODEL, "--host", "localhost", "--port", str(self.port), "--enforce-eager"]
         command += ["--dtype", "float32", "--gpu-memory-utilization", "0.1"]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
         self._wait()
 
     def _wait(self) -> None:
@@ -72,6 +74,11 @@ class Server:
                 assert self.process.poll() is None, self.log.read_text()[-5000:]
                 assert time.monotonic() < end, "the server did not come up"
                 time.sleep(0.5)
+
+    def clear(self) -> None:
+        """End what a server that was killed leaves behind: workers of vLLM."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def chat(self, question: str, num_thoughts: int | None = None, **more: Any) -> Any:
         """One request for a chat completion."""
@@ -101,6 +108,7 @@ def server(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     yield found
     found.process.terminate()
     found.process.wait()
+    found.clear()
 
 
 def words(text: str) -> str:
@@ -225,6 +233,7 @@ def test_a_killed_server_gives_clean_errors_and_comes_back(server: Server, model
         server.process.send_signal(signal.SIGKILL)
         given = [one.result() for one in asked]
     server.process.wait()
+    server.clear()
     assert "APIConnectionError" in given
     server.start()
     assert text(server.chat(*ASKED)) == outputs(model, [ASKED])[0]

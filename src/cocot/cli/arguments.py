@@ -257,5 +257,5 @@ def _add_cluster_arguments(sub: argparse.ArgumentParser) -> None:
     """Where the trainings run."""
     cluster = sub.add_argument_group("on a cluster")
     cluster.add_argument("--on", choices=("ray",), help="train as jobs of this cluster (default: on this machine)")
-    cluster.add_argument("--cores", type=_POSITIVE, default=1, help="CPU cores of a training (default: %(default)s)")
-    cluster.add_argument("--gpus", type=_COUNT, default=0, help="GPUs of a training (default: %(default)s)")
+    cluster.add_argument("--cores", type=_POSITIVE, help="CPU cores of a training (default: 1)")
+    cluster.add_argument("--gpus", type=_COUNT, help="GPUs of a training (default: 0)")

@@ -126,7 +126,12 @@ def _share(args: argparse.Namespace) -> Share | None:
     """What each training gets of a cluster."""
     from cocot.experiments.clusters import Share
 
-    return Share(args.cores, args.gpus) if args.on else None
+    if args.on:
+        return Share(args.cores or 1, args.gpus or 0)
+    for option, value in {"--cores": args.cores, "--gpus": args.gpus}.items():
+        if value is not None:
+            raise ConfigError(f"{option} is the share of a training on a cluster; give --on, too.")
+    return None
 
 
 def _reproduce(args: argparse.Namespace) -> int:

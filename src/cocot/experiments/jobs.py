@@ -192,7 +192,9 @@ class Training:
             log = self.run.log_file
             raise RunError(f"training {self.name} failed with exit code {code}: {lines[-1]} (log: {log})")
         self.seconds = time.monotonic() - self._began
-        return code == 0 and self.is_finished()  # a job that was found may have been of other settings
+        if code == 0:
+            self.is_finished()  # raises where a job that was found had other settings
+        return code == 0
 
     def interrupt(self) -> None:
         """Let a process of this machine save its state and stop; returns once it has."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -498,5 +498,5 @@ def run(server: Server, host: str, port: int) -> None:
         raise ConfigError(f"cannot listen at {host}:{port} ({error}); give another --host or --port.") from error
     with listener:
         where = f"http://{host}:{listener.getsockname()[1]}/v1"
-        print(f"serving {server.name} at {where} (Ctrl+C ends)", file=sys.stderr, flush=True)
+        logging.getLogger("cocot").info("serving %s at %s (Ctrl+C ends)", server.name, where)
         uvicorn.Server(uvicorn.Config(make_app(server), log_level="warning")).run(sockets=[listener])
