@@ -17,6 +17,7 @@ import json
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("model", help="a run, a model folder, or a model that comes with cocot")
     parser.add_argument("--data", type=Path, help="file of questions (default: fresh ones as in validation)")
     parser.add_argument("--server", choices=["cocot", "transformers", "vllm", "words"], required=True)
-    parser.add_argument("--python", default="python", help="that of the server's environment")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that of the server's environment")
     parser.add_argument("--clients", type=int, nargs="+", default=[32], help="one load after the other")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--tokens", type=int, help="generated tokens a request, thoughts among them")
@@ -191,7 +192,7 @@ def main() -> None:
         port = free.getsockname()[1]
         free.close()
         log = (Path(place) / "log").open("w")
-        start = command(args.server, args.python, str(folder), port)
+        start = command(args.server, str(args.python.absolute()), str(folder), port)
         server = subprocess.Popen(start, stdout=log, stderr=log, cwd=place)
         try:
             name = str(folder) if args.server == "transformers" else MODEL
