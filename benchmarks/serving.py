@@ -27,6 +27,7 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 import openai
+import psutil
 
 from cocot import answer, load, tasks
 from cocot.assets import locate
@@ -75,8 +76,6 @@ def command(server: str, python: str, folder: str, port: int) -> list[str]:
 
 def resident_mib(pid: int) -> float:
     """Resident memory of a process and its children; 0 once it is dead."""
-    import psutil
-
     try:
         process = psutil.Process(pid)
         return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20

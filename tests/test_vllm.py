@@ -6,6 +6,7 @@ They run where vLLM is installed (`make test-vllm`), each engine in a process of
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -18,15 +19,17 @@ import torch
 from conftest import PROBLEMS, TOKENIZER, make_thinker
 from runs_support import environment
 
+from cocot import load, tasks
 from cocot.data.encoding import encode_question
 from cocot.data.layout import ThoughtSettings
 from cocot.methods import METHODS
-from cocot.methods.tokens import PAUSE
+from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 from cocot.modeling.generation import answer
 from cocot.modeling.method_modules import add_modules
 from cocot.modeling.thought_settings import thought_settings
 from cocot.serving import export as module
 from cocot.serving.vllm.plugin import ARCHITECTURES
+from cocot.training.recipes import read_recipe
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm")
 
@@ -96,6 +99,7 @@ AT_AN_EDGE = [
 ] * 4
 """Prompts whose first or later thoughts begin a block of 32 tokens, each four times at once: one finds what another is
 about to compute."""
+SHIPPED = "prosqa-small"
 LONG = {"ignore_eos": True, "max_tokens": 60}
 
 
@@ -117,10 +121,23 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         what = {"folder": folders[kind], "prompts": prompts, "times": times, "sampling": sampling}
         return {"engine": ENGINE | engine, **what}
 
+    folders[SHIPPED] = str(module.export(SHIPPED, place / SHIPPED))
+    shipped, tokenizer = load(SHIPPED)
+    fresh = [encode_question(text, 2, thought_settings(shipped), tokenizer) for text in fresh_questions()]
+    # the same weights, of which nobody says that they think: plain vLLM
+    shutil.copytree(folders["llama"], place / "plain")
+    config = json.loads((place / "plain" / "config.json").read_text())
+    (place / "plain" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "thoughts"}))
+    folders["plain"] = str(place / "plain")
+    greedily = {"sampling": LONG | {"temperature": 0.0}, "prompts": prompts[3::4]}
+
     scarce = {"num_gpu_blocks_override": 24, "max_num_seqs": 32, "max_num_batched_tokens": 128}
     jobs = {
         **{kind: job(kind) for kind in KINDS},
         **{option: job("llama", times=2, **engine) for option, engine in OPTIONS.items()},
+        SHIPPED: job(SHIPPED) | {"prompts": fresh, "sampling": {"max_tokens": 64}},
+        "no thoughts": job("llama") | greedily,
+        "plain": job("plain") | greedily,
         "at an edge": job("llama", times=2) | {"prompts": edges},
         "long answers": job("llama", long=True),
         "few blocks": job("llama", long=True, **scarce),
@@ -155,6 +172,31 @@ def test_each_model_thinks_as_with_cocot(kind: str, found: dict[str, Any]) -> No
     assert list(map(texts, found[kind]["written"])) == [expected]
 
 
+def fresh_questions() -> list[str]:
+    """1,000 of the kind that the model which comes with cocot was trained on."""
+    data = read_recipe("demo").data
+    settings = {**data.generate, **data.valid_generate}
+    return [problem.question for problem in tasks.get(data.task).generate(1000, seed=10**6, **settings)]
+
+
+def test_a_thousand_answers_of_the_bundled_model(found: dict[str, Any]) -> None:
+    """As many as `cocot.answer` gives, each to the last token."""
+    model, tokenizer = load(SHIPPED)
+    expected = [given.output for given in answer(model, tokenizer, fresh_questions())]
+    assert len(set(expected)) == 10, "each node is some answer"
+    (written,) = found[SHIPPED]["written"]
+    assert [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written] == expected
+
+
+def test_requests_without_thoughts_get_what_plain_vllm_gives(found: dict[str, Any]) -> None:
+    """Token for token, from the same weights in vLLM's own class and scheduler, 60 tokens each."""
+    placeholders = {token for name, token in TOKENIZER.get_vocab().items() if name in (*SPECIAL_TOKENS, PAUSE)}
+    (plain,), (ours,) = found["plain"]["written"], found["no thoughts"]["written"]
+    same = [ours[row] == ids for row, ids in enumerate(plain) if not placeholders & {*ids}]  # which cocot never writes
+    assert len(same) > len(plain) / 2
+    assert all(same)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_of_the_engine_change_no_answer(option: str, found: dict[str, Any]) -> None:
     """Asked twice, so that the second time prefixes are found in the cache where there is one."""
@@ -172,7 +214,7 @@ def test_a_thought_waits_for_the_hidden_state_of_a_shared_prefix(found: dict[str
 
 
 @pytest.mark.parametrize("name", ["few blocks", "few blocks, no prefix caching"])
-def test_requests_that_are_put_off_think_again(name: str, found: dict[str, Any]) -> None:
+def test_preempted_requests_think_again(name: str, found: dict[str, Any]) -> None:
     """With too few blocks for the batch vLLM drops what a request has read, and reads it again later."""
     assert found["long answers"]["preemptions"] == 0 < found[name]["preemptions"]
     assert found[name]["written"] == found["long answers"]["written"]
@@ -186,6 +228,7 @@ def test_every_class_that_is_said_to_think_is_tested() -> None:
 REFUSED: dict[str, dict[str, Any]] = {
     "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     "pipeline parallelism": {"pipeline_parallel_size": 2},
+    "context parallelism": {"prefill_context_parallel_size": 2},
     "batches cut in parts (--enable-dbo, --ubatch-size)": {"enable_dbo": True},
     "a model class of transformers (--model-impl)": {"model_impl": "transformers"},
     "key-value connectors and offloading": {"kv_offloading_size": 1.0},
@@ -194,7 +237,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "anything but writing text (--runner)": {"runner": "pooling"},
 }
 CONFIGURE = """
-import json, sys
+import json, os, sys
+from types import SimpleNamespace
 from vllm.engine.arg_utils import EngineArgs
 found = {}
 for name, (folder, engine) in json.load(open(sys.argv[1])).items():
@@ -204,6 +248,19 @@ for name, (folder, engine) in json.load(open(sys.argv[1])).items():
         found[name] = [model.hf_config.architectures, scheduler.scheduler_cls, model.override_generation_config]
     except Exception as error:
         found[name] = str(error)
+os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "1"
+try:
+    folder, engine = json.load(open(sys.argv[1]))["thinks"]
+    EngineArgs(folder, **engine).create_engine_config()
+except Exception as error:
+    found["VLLM_USE_BREAKABLE_CUDAGRAPH"] = str(error)
+from cocot.serving.vllm.models import _check_backends
+backend = SimpleNamespace(get_name=lambda: "FLASHINFER")
+layers = {"layer": SimpleNamespace(get_attn_backend=lambda: backend)}
+try:
+    _check_backends(SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers)))
+except ValueError as error:
+    found["backend"] = str(error)
 json.dump(found, open(sys.argv[2], "w"))
 """
 
@@ -230,12 +287,17 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("feature", REFUSED)
+@pytest.mark.parametrize("feature", [*REFUSED, "VLLM_USE_BREAKABLE_CUDAGRAPH"])
 def test_what_does_not_go_with_thoughts_is_refused_in_one_line(feature: str, configured: dict[str, Any]) -> None:
     """Every feature of the list, by its name, before the server begins."""
     lines = [line for line in configured[feature].splitlines() if "cocot: " in line]
     assert len(lines) == 1
     assert f"do not go with {feature}." in lines[0]
+
+
+def test_other_kinds_of_attention_are_refused(configured: dict[str, Any]) -> None:
+    """Those that say otherwise where the tokens of a step stand."""
+    assert "do not go with the attention backend FLASHINFER; choose another" in configured["backend"]
 
 
 @pytest.mark.parametrize(

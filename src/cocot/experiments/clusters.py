@@ -102,10 +102,15 @@ class Ray:
         return _RayJob(self, name)
 
     def job(self, name: str) -> Any:
-        """What the cluster says of a job; None if it knows nothing of it.
+        """What the cluster says of a job; None if it knows nothing of it."""
+        self._ask()
+        return self._known.get(name)
+
+    def _ask(self) -> None:
+        """Ask the cluster for its jobs, if that was not done just now.
 
         Raises:
-            RunError: the cluster has not answered for long.
+            RunError: it has not answered for long.
         """
         if time.monotonic() - self._asked > _FRESH:
             try:
@@ -115,11 +120,10 @@ class Ray:
                 if time.monotonic() - self._answered > _PATIENCE:
                     raise RunError(f"the cluster has not answered for ten minutes ({error}).") from error
             self._asked = time.monotonic()
-        return self._known.get(name)
 
     def _jobs_of(self, training: Training) -> dict[str, Any]:
         """All jobs of a run folder, in the order in which they were started."""
-        self.job("")
+        self._ask()
         prefix = f"{_name(training)}-"
         names = [name for name in self._known if name.startswith(prefix)]
         return {name: self._known[name] for name in sorted(names, key=lambda name: int(name.removeprefix(prefix)))}

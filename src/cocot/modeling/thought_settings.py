@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from cocot.data.layout import ThoughtSettings
 from cocot.errors import ConfigError, ModelError
 from cocot.settings.typed import build
@@ -24,7 +22,7 @@ def has_thought_settings(model: Any) -> bool:
     return bool(getattr(model.config, _NAME, None))
 
 
-def thought_settings(model: PreTrainedModel) -> ThoughtSettings:
+def thought_settings(model: Any) -> ThoughtSettings:
     """The thought settings that a model carries in its config.
 
     Raises:

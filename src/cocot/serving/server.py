@@ -4,7 +4,7 @@ In: a model and its tokenizer. Out: an application of FastAPI, which uvicorn run
 
     POST /v1/chat/completions, /v1/completions     GET /v1/models, /health, /metrics
 
-Read next: `batches.py`, which runs the model; `docs/serving.md`.
+Read next: `openai_requests.py` (what is asked), `batches.py` (what runs the model), `answer_text.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Any, Literal
+from typing import Any
 
 import prometheus_client
 import uvicorn
@@ -27,31 +27,17 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cocot.data.encoding import decode, encode_question
+from cocot.data.encoding import encode_question
 from cocot.errors import CocotError, ConfigError
 from cocot.modeling.latent_model import context_length
 from cocot.modeling.thought_settings import thought_settings
+from cocot.serving.answer_text import AnswerText
 from cocot.serving.batches import Batches, Decoding, Event, QueueFullError, Request
+from cocot.serving.openai_requests import Asked, Chat, Completion
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-}
-"""Fields of OpenAI's requests that are not served, with the values at which they change nothing."""
-_SILENT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
-"""Fields that change no answer."""
 DEFAULT_NEW_TOKENS = 64
 """The most tokens of an answer where a request does not say, as of `cocot.answer`."""
 _POLL = 0.5
@@ -83,95 +69,6 @@ class ApiError(Exception):
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
         self.status, self.message, self.kind = status, message, kind
-
-
-class _Asked(BaseModel):
-    """What both ways of asking share."""
-
-    model_config = ConfigDict(extra="allow")
-    model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
-
-    @property
-    def number(self) -> int:
-        """How many answers."""
-        return self.n or 1
-
-    @property
-    def stops(self) -> list[str]:
-        """The strings that end an answer."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [text for text in given if text]
-
-
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(BaseModel):
-    role: str
-    content: str | list[_Part]
-
-
-class _Chat(_Asked):
-    messages: list[_Message]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    chat_template_kwargs: dict[str, Any] = {}
-    num_thoughts: int | None = None
-
-
-class _Completion(_Asked):
-    prompt: str
-
-
-@dataclass
-class _Text:
-    """An answer as text, token by token; ends at a stop string."""
-
-    tokenizer: Any
-    stops: list[str]
-    ids: list[int] = field(default_factory=list)
-    sent: int = 0
-    is_stopped: bool = False
-
-    def add(self, token: int) -> str:
-        """What a token adds that can be sent; text that may become a stop string waits."""
-        self.ids.append(token)
-        return self._cut(is_end=False)
-
-    def rest(self) -> str:
-        """What waited, at the end."""
-        return "" if self.is_stopped else self._cut(is_end=True)
-
-    def _cut(self, is_end: bool) -> str:
-        text = decode(self.ids, self.tokenizer)
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        self.is_stopped = bool(places)
-        if places:
-            end = min(places)
-        elif is_end:
-            end = len(text)
-        else:
-            # half a character, or the beginning of a stop string, may become something else
-            end = len(text.rstrip("\ufffd"))
-            held = max((_overlap(text[:end], stop) for stop in self.stops), default=0)
-            end -= held
-        new = text[self.sent : end]
-        self.sent = max(self.sent, end)
-        return new
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop string."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 class Server:
@@ -216,7 +113,7 @@ class Server:
         waiting = prometheus_client.Gauge("cocot_waiting_requests", "Requests that wait", registry=registry)
         waiting.set_function(lambda: self.batches.num_waiting)
 
-    def prompt_of_chat(self, asked: _Chat) -> list[int]:
+    def prompt_of_chat(self, asked: Chat) -> list[int]:
         """The question of a chat with its thoughts, as training wrote it."""
         if len(asked.messages) != 1 or asked.messages[0].role != "user":
             raise ApiError(400, "this model answers one question at a time: give one message, of the user.")
@@ -246,16 +143,15 @@ class Server:
         except CocotError as error:
             raise ApiError(400, str(error)) from error
 
-    def check(self, asked: _Asked) -> None:
+    def check(self, asked: Asked) -> None:
         """Refuse what this server cannot do."""
         if asked.model not in (None, self.name):
             raise ApiError(404, f"there is no model {asked.model!r} here; there is {self.name!r}.", "not_found_error")
-        for name, value in (asked.model_extra or {}).items():
-            is_neutral = any(type(value) is type(one) and value == one for one in _NEUTRAL.get(name, ()))
-            if value is not None and name not in _SILENT and not is_neutral:
-                raise ApiError(400, f"{name} is not served here; leave it out.")
-        if asked.number > min(self.limits.answers, self.limits.waiting):
-            raise ApiError(400, f"n must be at most {min(self.limits.answers, self.limits.waiting)}.")
+        if unserved := asked.unserved():
+            raise ApiError(400, f"{unserved} is not served here; leave it out.")
+        most = min(self.limits.answers, self.limits.waiting)
+        if asked.number > most:
+            raise ApiError(400, f"n must be at most {most}.")
         if asked.seed is not None and asked.temperature:
             raise ApiError(400, "samples are drawn in batches, so a seed cannot repeat them; leave it out.")
 
@@ -278,11 +174,11 @@ class _Answers:
         num_tokens: Tokens that were written and used.
     """
 
-    def __init__(self, server: Server, asked: _Asked, prompt: list[int], max_tokens: int | None) -> None:
+    def __init__(self, server: Server, asked: Asked, prompt: list[int], max_tokens: int | None) -> None:
         self._server, self.num_tokens = server, 0
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._texts = [_Text(server.tokenizer, asked.stops) for _ in range(asked.number)]
+        self._texts = [AnswerText(server.tokenizer, asked.stops) for _ in range(asked.number)]
         decoding = Decoding(asked.temperature or 0.0, (asked.top_p or 1.0) if asked.temperature else 1.0)
         room = server.room(prompt, max_tokens)
 
@@ -342,13 +238,10 @@ class _Gate:
             await send(message)
 
         request, key = HttpRequest(scope), self._server.key
-        given = request.headers.get("authorization", "").encode()
-        if (
-            key
-            and request.url.path not in ("/health", "/metrics")
-            and not compare_digest(given, f"Bearer {key}".encode())
-        ):
-            answer = _as_response(HttpRequest(scope), ApiError(401, "the key is wrong.", "authentication_error"))
+        given = request.headers.get("authorization", "")
+        is_open = not key or request.url.path in ("/health", "/metrics")
+        if not is_open and not compare_digest(given.encode(), f"Bearer {key}".encode()):
+            answer = _as_response(request, ApiError(401, "the key is wrong.", "authentication_error"))
             await answer(scope, receive, counted)
         else:
             await self._app(scope, receive, counted)
@@ -363,10 +256,8 @@ def make_app(server: Server) -> FastAPI:
         await asyncio.to_thread(server.batches.close)
 
     app = FastAPI(title="cocot", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(ApiError, _as_response)
-    app.add_exception_handler(RequestValidationError, _as_response)
-
-    app.add_exception_handler(HTTPException, _as_response)
+    for kind in (ApiError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _as_response)
     app.add_middleware(_Gate, server=server)
 
     @app.get("/health")
@@ -383,14 +274,14 @@ def make_app(server: Server) -> FastAPI:
         return {"object": "list", "data": [only]}
 
     @app.post("/v1/chat/completions")
-    async def _chat(asked: _Chat, http: HttpRequest) -> Response:
+    async def _chat(asked: Chat, http: HttpRequest) -> Response:
         server.check(asked)
         prompt = server.prompt_of_chat(asked)
         most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         return await _respond(server, asked, prompt, most, http, is_chat=True)
 
     @app.post("/v1/completions")
-    async def _complete(asked: _Completion, http: HttpRequest) -> Response:
+    async def _complete(asked: Completion, http: HttpRequest) -> Response:
         server.check(asked)
         return await _respond(server, asked, server.prompt_of_text(asked.prompt), asked.max_tokens, http, is_chat=False)
 
@@ -411,7 +302,7 @@ def _as_response(request: HttpRequest, error: Exception) -> JSONResponse:
 
 
 async def _respond(
-    server: Server, asked: _Asked, prompt: list[int], max_tokens: int | None, http: HttpRequest, *, is_chat: bool
+    server: Server, asked: Asked, prompt: list[int], max_tokens: int | None, http: HttpRequest, *, is_chat: bool
 ) -> Response:
     began = time.monotonic()
     answers = _Answers(server, asked, prompt, max_tokens)
@@ -441,7 +332,7 @@ async def _respond(
 async def _stream(
     server: Server,
     answers: _Answers,
-    asked: _Asked,
+    asked: Asked,
     prompt: list[int],
     frame: dict[str, Any],
     is_chat: bool,

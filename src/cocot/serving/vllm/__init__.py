@@ -6,7 +6,7 @@ An exported folder's chat template writes `<|latent|>` into the prompt, one a th
     scheduler.py   a prompt is read up to the next thought and no further, so each thought is a step of its own
     models.py      where the input is `<|latent|>`, the hidden state of the position before it is read instead
 
-All else is vLLM's: batches that requests join and leave at any step, the paged cache, requests that are put off and
-read again, prefixes that are shared. Nothing here is imported unless vLLM is.
+All else is vLLM's: batches that requests join and leave at any step, the paged cache, preemption, prefixes that
+are shared. Nothing here is imported unless vLLM is.
 Read next: `plugin.py`.
 """

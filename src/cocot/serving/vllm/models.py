@@ -12,7 +12,6 @@ Read next: `modeling/recurrence.py`, the definition of thoughts; `tests/test_vll
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from cocot.methods import METHODS
 from cocot.modeling.custom_generate import MODULES_FILE
 from cocot.modeling.method_modules import NAME, is_of_method, projection_of
-from cocot.serving.vllm.plugin import settings_in
+from cocot.serving.vllm.plugin import settings_of
 
 BACKENDS = {"CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN"}
 """Kinds of attention that say in the same words where the tokens of a step stand; the last two were not run."""
@@ -42,10 +41,11 @@ class _Thoughts:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model = vllm_config.model_config
-        self._settings, self._cache, self._folder = settings_in(model), vllm_config.cache_config, model.model
+        self._settings, self._cache, self._folder = settings_of(model), vllm_config.cache_config, model.model
         suppressed = (model.try_get_generation_config() or {}).get("suppress_tokens") or []
         self._suppressed = sorted({*suppressed, self._settings.latent_id})
         self._states: Tensor | None = None
+        self._words: Tensor | None = None  # the embeddings of all words, (vocabulary, width), for mixtures of them
         self._knows_addresses = False
         # of one address for ever, where a graph that was captured looks for it
         most = vllm_config.scheduler_config.max_num_batched_tokens
@@ -66,11 +66,15 @@ class _Thoughts:
         """
         others = ((name, weight) for name, weight in weights if not is_of_method(name))
         loaded: set[str] = super().load_weights(others)  # type: ignore[misc]
-        if self._settings.modules_of is None:
-            return loaded
-        own = load_file(str(cached_file(self._folder, MODULES_FILE)))
-        self.load_state_dict(own, strict=False)  # type: ignore[attr-defined]
-        return loaded | own.keys()
+        if self._settings.modules_of is not None:
+            own = load_file(str(cached_file(self._folder, MODULES_FILE)))
+            self.load_state_dict(own, strict=False)  # type: ignore[attr-defined]
+            loaded |= own.keys()
+        if self._settings.mixes_words:
+            device = next(self.parameters()).device  # type: ignore[attr-defined]
+            ids = torch.arange(self.config.get_text_config().vocab_size, device=device)  # type: ignore[attr-defined]
+            self._words = self.embed_input_ids(ids).float()  # type: ignore[attr-defined]
+        return loaded
 
     def forward(
         self,
@@ -96,7 +100,6 @@ class _Thoughts:
         read: Any = super().forward  # type: ignore[misc]
         attention = get_forward_context().attn_metadata
         if not attention:
-            self._feed_back(embeddings, input_ids == self._settings.latent_id, embeddings.clone())
             return read(None, positions, intermediate_tensors, embeddings)
         step = _Step(next(iter(attention.values())), positions, self._cache.block_size)
         states = self._states_beside_the_cache(embeddings)
@@ -133,18 +136,17 @@ class _Thoughts:
             states: Of the position before each token, (tokens, width).
         """
         project = projection_of(self)
-        if project is None and not self._settings.mixes_words:
+        if project is None and self._words is None:
             embeddings.copy_(torch.where(is_latent[:, None], states, embeddings))
             return
-        words = self._words if self._settings.mixes_words else None  # made where vLLM measures memory
         thoughts = states[is_latent]
         if not len(thoughts):
             return
         if project is not None:
             thoughts = project(thoughts)
-        if words is not None:
+        if self._words is not None:
             logits = super().compute_logits(thoughts)  # type: ignore[misc]
-            thoughts = (logits.float().softmax(dim=-1) @ words[: logits.shape[-1]]).to(thoughts)
+            thoughts = (logits.float().softmax(dim=-1) @ self._words[: logits.shape[-1]]).to(thoughts)
         embeddings[is_latent] = thoughts
 
     def _states_beside_the_cache(self, like: Tensor) -> Tensor:
@@ -153,14 +155,6 @@ class _Thoughts:
         if self._states is None or len(self._states) != size:
             self._states = like.new_zeros(size, like.shape[-1])
         return self._states
-
-    @cached_property
-    def _words(self) -> Tensor:
-        """The embeddings of all words, (vocabulary, width), float32."""
-        device = next(self.parameters()).device  # type: ignore[attr-defined]
-        number = self.config.get_text_config().vocab_size  # type: ignore[attr-defined]
-        words: Tensor = self.embed_input_ids(torch.arange(number, device=device))  # type: ignore[attr-defined]
-        return words.float()
 
 
 def _check_backends(vllm_config: Any) -> None:

@@ -6,13 +6,13 @@ Read next: `scheduler.py`, `models.py`.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from cocot.data.layout import ThoughtSettings
-from cocot.errors import ConfigError, ModelError
 from cocot.methods import METHODS, Asked
 from cocot.methods.tokens import LATENT
-from cocot.settings.typed import build
+from cocot.modeling.thought_settings import thought_settings
 
 ARCHITECTURES = (
     "GPT2LMHeadModel",
@@ -72,16 +72,13 @@ def has_thoughts(model_config: Any) -> bool:
     return found.get("filler") == LATENT
 
 
-def settings_in(model_config: Any) -> ThoughtSettings:
+def settings_of(model_config: Any) -> ThoughtSettings:
     """What the folder's `config.json` says about its thoughts.
 
     Raises:
         ModelError: it cannot be read.
     """
-    try:
-        return build(ThoughtSettings, model_config.hf_config.thoughts, "thoughts")
-    except ConfigError as error:
-        raise ModelError(f"the model's config.json is corrupted, or of a newer version of cocot: {error}") from error
+    return thought_settings(SimpleNamespace(config=model_config.hf_config))
 
 
 def prepare_model(model_config: Any) -> None:
@@ -90,7 +87,7 @@ def prepare_model(model_config: Any) -> None:
     Raises:
         ValueError: vLLM cannot think as this model does.
     """
-    settings = settings_in(model_config)
+    settings = settings_of(model_config)
     architecture = model_config.hf_config.architectures[0].removeprefix(PREFIX)
     refusals = {
         f"a model of class {architecture} (those of {', '.join(ARCHITECTURES)} can)": architecture not in ARCHITECTURES,

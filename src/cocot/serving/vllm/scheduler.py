@@ -1,7 +1,7 @@
 """A prompt is read up to its next thought and no further: the thought needs the hidden state of what is before it.
 
-So each thought is a step of one token, in a batch with whatever other requests do in that step. A request that is put
-off and read again, or that finds its first blocks in the prefix cache, goes the same way.
+So each thought is a step of one token, in a batch with whatever other requests do in that step. A request that is
+preempted and read again, or that finds its first blocks in the prefix cache, goes the same way.
 Read next: `models.py`, which feeds the hidden states back.
 """
 
@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingType
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from cocot.serving.vllm.plugin import settings_in
+from cocot.serving.vllm.plugin import settings_of
 
 _logger = init_logger("vllm.cocot")
 
@@ -25,7 +25,7 @@ class ThoughtScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ending: set[str] = set()
-        self._latent_id = settings_in(self.vllm_config.model_config).latent_id
+        self._latent_id = settings_of(self.vllm_config.model_config).latent_id
         _logger.info("cocot: <|latent|> in a prompt (token %d) is a continuous thought.", self._latent_id)
 
     def add_request(self, request: Any) -> None:
