@@ -33,11 +33,14 @@ def cluster() -> Iterator[Any]:
         for name, value in (environment() | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
             patch.setenv(name, value)
         dashboard = {"include_dashboard": True, "dashboard_port": 0}
+        handler = signal.getsignal(signal.SIGTERM)
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **dashboard})
+        signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there
         found.wait_for_nodes()
         patch.setenv("RAY_ADDRESS", f"http://{found.head_node.webui_url}")
         yield found
         found.shutdown()
+        signal.signal(signal.SIGTERM, handler)
 
 
 def compare(recipe: Path, out: Path, *more: str) -> list[str]:

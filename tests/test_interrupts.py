@@ -34,6 +34,7 @@ WORDS = {
     "probe": ["prosqa-small"],
     "report": ["runs/prosqa-small"],
     "export": ["prosqa-small", "out"],
+    "serve": ["prosqa-small", "--port", "0"],
     "data": ["prosqa", "--out", "d.jsonl", "-n", "100000"],
     "bench": [],
     "recipes": [],
