@@ -31,7 +31,7 @@ ARROWS = {
     "registry": {"errors", "settings"},
     "tasks": {*BASICS, "registry"},
     "methods": {"errors", "settings", "registry"},
-    "data": {"errors", "settings", "tasks", "methods"},
+    "data": {*TEXT, "methods"},
     "modeling": MODELS - {"modeling"},
     "evaluation": MODELS,
     "interpret": {*MODELS, "evaluation"},

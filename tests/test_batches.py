@@ -172,7 +172,7 @@ def test_an_epoch_has_its_like_lengths_in_no_order():
     """The sampler cuts real problems into batches of like lengths, which come in an order of chance."""
     problems = [Problem(" ".join("0" * (1 + 7 * index % 60)), ("1",), "2") for index in range(240)]
     data = make_data(problems=lambda _: problems, stage=STAGES[0])
-    lengths = data.lengths()
+    lengths = data.lengths(range(len(data)))
     assert [sum(length) for length in lengths] == [len(example.input_ids) for example in read(data, 0)]
 
     def batches_of(by_length):

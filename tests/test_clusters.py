@@ -32,7 +32,8 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (environment() | {"RAY_USAGE_STATS_ENABLED": "0"}).items():
             patch.setenv(name, value)
-        dashboard = {"include_dashboard": True, "dashboard_port": 0}
+        # 0: any free port, since another cluster may run, or just have ended, on this machine
+        dashboard = {"include_dashboard": True, "dashboard_port": 0, "dashboard_agent_listen_port": 0}
         handler = signal.getsignal(signal.SIGTERM)
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **dashboard})
         signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there
@@ -64,10 +65,12 @@ def test_a_cluster_gives_what_this_machine_gives(cluster: Any, tmp_path: Path) -
     cluster.wait_for_nodes()
     out, here = tmp_path / "cluster", tmp_path / "here"
     command = [sys.executable, "-m", "cocot", *compare(recipe, out, "--on", "ray")]
-    driver = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = tmp_path / "said.txt"
+    with said.open("w", encoding="utf-8") as file:
+        driver = subprocess.Popen(command, env=dict(os.environ), stdout=file, stderr=file)
     end = time.monotonic() + 200
     while not list(out.glob("*/stages/*/checkpoint-*")):
-        assert driver.poll() is None, "the driver ended"
+        assert driver.poll() is None, said.read_text(encoding="utf-8")
         assert time.monotonic() < end, [job.message for job in jobs_of(cluster)]
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)

@@ -263,7 +263,7 @@ def test_icot_reads_the_whole_chain_at_stage_0() -> None:
 
 
 def test_longest_is_the_length_of_the_longest_draw() -> None:
-    """The length that is checked against the context is reached, and never exceeded, by what is read."""
+    """The length that is checked against the context is reached, and never exceeded; nor is its quick bound."""
     tokenizer = build_tokenizer([PROBLEM])
     pieces = tokenize(PROBLEM, tokenizer)
     for method in METHODS:
@@ -273,6 +273,8 @@ def test_longest_is_the_length_of_the_longest_draw() -> None:
             for stage in config.stages:
                 lengths = [len(encoder(pieces, stage, Random(seed)).input_ids) for seed in range(60)]
                 assert encoder.longest(pieces, stage) == max(lengths)
+                num_tokens = len(pieces.question) + sum(map(len, pieces.steps)) + len(pieces.answer)
+                assert encoder.longest(pieces, stage) <= num_tokens + encoder.most_added(len(pieces.steps), stage)
 
 
 def test_gsm8k_schedule_of_the_paper() -> None:

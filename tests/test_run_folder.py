@@ -318,7 +318,7 @@ def test_a_damaged_file_of_a_run_is_named(
     run.open(tiny_config())
     run.close()
     data = prepare_data(tiny_config())
-    run.describe(tiny_config(), fingerprint([*data.train(plan(tiny_config())[0], 0)[0].problems, *data.valid]))
+    run.describe(tiny_config(), fingerprint(data.train(plan(tiny_config())[0], 0)[0].problems, data.valid))
     run.finish_stage({"name": "stage_0", "epochs": 1, "accuracy": 0.5, "checkpoint": "stages/stage_0/checkpoint-4"})
     assert run.finished_stages()[0]["accuracy"] == 0.5
     (run.path / file).write_bytes(BROKEN[broken])

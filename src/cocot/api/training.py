@@ -11,6 +11,7 @@ Read next: `training/run.py`, which trains.
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def describe_training(recipe: Recipe, **overrides: Any) -> str:
     problems = data.train(stages[-1], 0)[0].problems
     kinds = [data.train(planned, 0)[0].problems if planned.phase else problems for planned in stages]
     longest = [max(own, key=lambda problem: len(problem.steps)) for own in kinds]
-    tokenizer = prepare_tokenizer(config, vocabulary_sample(data, stages))
+    tokenizer = prepare_tokenizer(config, chain.from_iterable(vocabulary_sample(data, stages)))
     head = f"method {config.curriculum.method}: {config.curriculum.chosen.summary}\n"
     note = [data.note] if data.note else []
     schedule = [describe_plan(config, len(problems)), *note, ""]

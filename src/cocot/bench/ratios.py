@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import gettempdir
@@ -259,7 +260,7 @@ def _trainer_round(bench: Bench, number: int) -> tuple[float, float]:
     config = _trainer_config(bench)
     planned = plan(config)[-1]
     data = prepare_data(config)
-    model, tokenizer = prepare_model(config, vocabulary_sample(data, [planned]))
+    model, tokenizer = prepare_model(config, chain.from_iterable(vocabulary_sample(data, [planned])))
     encoder = Encoder(config.curriculum, tokenizer)
     clock = _Clock()
     with unfinished(Path(gettempdir())) as folder:
@@ -308,7 +309,7 @@ def _method_step(bench: Bench, name: str) -> Callable[[], None]:
     config = replace(config, curriculum=replace(config.curriculum, method=name))
     method, planned = config.curriculum.chosen, plan(config)[-1]
     data = prepare_data(config)
-    loaded, tokenizer = prepare_model(config, vocabulary_sample(data, [planned]))
+    loaded, tokenizer = prepare_model(config, chain.from_iterable(vocabulary_sample(data, [planned])))
     model: Any = loaded.to(cast(Any, bench.device))
     encoder = Encoder(config.curriculum, tokenizer)
     set_thought_settings(model, encoder.settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
@@ -111,8 +112,9 @@ class _Epoch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def lengths(self) -> list[tuple[int, int]]:
-        return [(row.question + row.thoughts, row.text) for row in self._rows]
+    def lengths(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        rows = (self._rows[index] for index in indices)
+        return [(row.question + row.thoughts, row.text) for row in rows]
 
 
 def epoch(text: str, batch_size: int, stage: int | None = None, by_length: bool = True) -> list[list[Lengths]]:

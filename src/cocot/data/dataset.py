@@ -6,15 +6,17 @@ Read next: `data/sampler.py` (in which order), `data/collator.py` (examples -> t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
 
+import numpy as np
 from torch.utils.data import Dataset
 
-from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
+from cocot.data.encoding import Tokenized
 from cocot.data.examples import Encoder, Example
 from cocot.data.shared_reading import num_common
+from cocot.data.token_table import Frontiers, many, sizes, tokenized
 from cocot.errors import DataError
 from cocot.methods import Stage
 from cocot.tasks.problem import Problem
@@ -45,7 +47,7 @@ class StageData(Dataset[Example]):
         seed: str,
         problems_of_epoch: Callable[[int], Sequence[Portion]],
         max_length: int | None,
-        frontiers: Callable[[Problem], Sequence[Sequence[str]]] | None = None,
+        frontiers: Frontiers | None = None,
     ) -> None:
         """Serve the problems of `problems_of_epoch(epoch)`, each encoded at the stage of its portion.
 
@@ -62,7 +64,7 @@ class StageData(Dataset[Example]):
         """
         self._encoder, self._seed, self._frontiers = encoder, seed, frontiers
         self._problems_of_epoch, self._max_length = problems_of_epoch, max_length
-        self._portions: list[tuple[Portion, list[Tokenized]]] = []
+        self._portions: list[tuple[Portion, Sequence[Tokenized]]] = []
         self.epoch = -1
         self.set_epoch(0)
 
@@ -74,59 +76,84 @@ class StageData(Dataset[Example]):
         portions = self._problems_of_epoch(epoch)
         if [id(portion.problems) for portion in portions] == [id(portion.problems) for portion, _ in self._portions]:
             return
-        self._portions = [(portion, self._tokenize(portion.problems)) for portion in portions]
-        self._problems = [(problem, portion.stage) for portion, cut in self._portions for problem in cut]
-        self.group_size = _group_size([problem.question for problem, _ in self._problems])
+        tokenizer, frontiers = self._encoder.tokenizer, self._frontiers
+        self._portions = [(portion, tokenized(portion.problems, tokenizer, frontiers)) for portion in portions]
+        self.group_size = _group_size(problem.question for problem in self._problems())
         self._check_steps()
         if self._max_length is not None:
             self._check_lengths(self._max_length)
 
-    def _tokenize(self, problems: Sequence[Problem]) -> list[Tokenized]:
-        tokenizer = self._encoder.tokenizer
-        cut = [tokenize(problem, tokenizer) for problem in problems]
-        if self._frontiers is None:
-            return cut
-        frontiers = encode_frontiers(list(map(self._frontiers, problems)), tokenizer)
-        return [replace(each, frontiers=sets) for each, sets in zip(cut, frontiers, strict=True)]
+    def _problems(self) -> Iterable[Tokenized]:
+        return chain.from_iterable(cut for _, cut in self._portions)
 
     def __len__(self) -> int:
         """Problems an epoch."""
-        return len(self._problems)
+        return sum(len(cut) for _, cut in self._portions)
 
     def __getitem__(self, index: int) -> Example:
         """The problem at `index`, encoded at this epoch."""
-        return self._encoder(*self._problems[index], random.Random(f"{self._seed}/{self.epoch}/{index}"))
+        return self.__getitems__([index])[0]
 
-    def lengths(self) -> list[tuple[int, int]]:
-        """Tokens of every problem's prompt and text at this epoch."""
-        examples = (self[index] for index in range(len(self)))
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """The problems at those indices, in their order: PyTorch asks for a batch at once."""
+        found: dict[int, Example] = {}
+        start = 0
+        for portion, cut in self._portions:
+            own = [index for index in indices if start <= index < start + len(cut)]
+            for index, problem in zip(own, many(cut, [index - start for index in own]), strict=True):
+                chance = random.Random(f"{self._seed}/{self.epoch}/{index}")
+                found[index] = self._encoder(problem, portion.stage, chance)
+            start += len(cut)
+        return [found[index] for index in indices]
+
+    def lengths(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Tokens of the prompt and of the text of the problems at those indices, at this epoch."""
+        examples = self.__getitems__(indices)
         return [(example.prompt_length, len(example.input_ids) - example.prompt_length) for example in examples]
 
     def _check_steps(self) -> None:
         """A few problems without written steps are part of real data (GSM8k); all of them are a mistake."""
         config = self._encoder.config
-        if config.chosen.needs_steps and not any(problem.steps for problem, _ in self._problems):
+        if config.chosen.needs_steps and not any(problem.steps for problem in self._problems()):
             raise DataError(
                 f"method {config.method!r} learns from written steps and no problem has any; give problems with steps "
                 "or use a method that needs none (no_cot, pause, coconut_no_curriculum)."
             )
 
     def _check_lengths(self, max_length: int) -> None:
-        """Refuse, never cut."""
-        lengths = [self._encoder.longest(problem, stage) for problem, stage in self._problems]
+        """Refuse, never cut. Only those are put together that could be too long: an epoch may be of millions."""
+        lengths = list[int]()
+        for portion, cut in self._portions:
+            suspects = self._could_exceed(max_length, cut, portion.stage)
+            lengths += [self._encoder.longest(problem, portion.stage) for problem in many(cut, suspects)]
         too_long = sum(length > max_length for length in lengths)
         if too_long:
             raise DataError(
-                f"{too_long} of {len(lengths)} problems are longer than the model's context of {max_length} tokens "
+                f"{too_long} of {len(self)} problems are longer than the model's context of {max_length} tokens "
                 f"(the longest takes {max(lengths)}, thoughts included). Remove them, or take a longer context."
             )
 
+    def _could_exceed(self, max_length: int, cut: Sequence[Tokenized], stage: Stage) -> list[int]:
+        """The problems whose pieces, with as many thoughts as they may get, are longer than that."""
+        num_tokens, num_steps = sizes(cut)
+        added = np.zeros_like(num_tokens)
+        for count in np.unique(num_steps).tolist():
+            added[num_steps == count] = self._encoder.most_added(count, stage)
+        return np.flatnonzero(num_tokens + added > max_length).tolist()
 
-def _group_size(questions: Sequence[Sequence[int]]) -> int:
+
+def _group_size(questions: Iterable[Sequence[int]]) -> int:
     """How long the runs of questions are that begin alike, by half of the shorter one at least; 1 where they differ."""
-    starts = [0, *(index for index in range(1, len(questions)) if not _begin_alike(*questions[index - 1 : index + 1]))]
-    sizes = {end - start for start, end in pairwise([*starts, len(questions)])}
-    return sizes.pop() if len(sizes) == 1 else 1
+    sizes, size = set[int](), 1
+    for first, second in pairwise(questions):
+        if _begin_alike(first, second):
+            size += 1
+            continue
+        sizes.add(size)
+        if size == 1 or len(sizes) > 1:
+            return 1
+        size = 1
+    return size if sizes <= {size} else 1
 
 
 def _begin_alike(first: Sequence[int], second: Sequence[int]) -> bool:

@@ -27,6 +27,8 @@ from cocot.methods.tokens import ANSWER_MARK, END, LATENT
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
+_NUM_MARKERS = 2
+"""Tokens that may stand around the thoughts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,19 @@ class Encoder:
 
     def longest(self, problem: Tokenized, stage: Stage) -> int:
         """Most tokens that a problem can take at `stage`."""
+        return max(self._most(problem, *part) for part in self._parts(stage))
+
+    def most_added(self, num_steps: int, stage: Stage) -> int:
+        """Tokens that `stage` adds to the pieces of a problem of so many steps, at most: thoughts and their markers."""
+        method = self.config.chosen
+        return max(method.num_thoughts(num_steps, index, self.config) for index, _ in self._parts(stage)) + _NUM_MARKERS
+
+    def _parts(self, stage: Stage) -> list[tuple[int, bool]]:
+        """The stages, with whether they are final, at which a problem of `stage` may be encoded."""
         parts = [(part.index, part.is_final) for part, _ in stage.mixture] or [(stage.index, stage.is_final)]
         if self.mixes and not stage.mixture:
             parts += [(index, False) for index in range(stage.index + stage.is_final)]
-        return max(self._most(problem, *part) for part in parts)
+        return parts
 
     def _most(self, problem: Tokenized, index: int, is_final: bool) -> int:
         """Most tokens of a problem at one stage: a method that draws the number of thoughts may draw the most."""

@@ -6,7 +6,8 @@ Read next: `data/collator.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from torch.utils.data import Sampler
@@ -15,9 +16,11 @@ from cocot.data.dataset import StageData
 
 _CHUNK = 128
 """Batches of like lengths are looked for among so many: enough for little padding, few enough to vary."""
+_WINDOW = 32
+"""Chunks whose batches are put into an order of chance together: what is ahead of training need not be looked at."""
 
 
-Lengths = Sequence[tuple[int, int]]
+Lengths = Mapping[int, tuple[int, int]] | Sequence[tuple[int, int]]
 
 
 class EpochSampler(Sampler[int]):
@@ -51,18 +54,29 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """The order of the data's current epoch."""
         chance, size = random.Random(f"{self._seed}/order/{self._data.epoch}"), self._group_size()
-        order = list(range(len(self._data) // size))
+        order = array("q", range(len(self._data) // size))
         chance.shuffle(order)
-        order = order[: self._length // size]
-        if self._by_length:
-            batch_size = self._batch_size // size
-            lengths, chunk = _of_groups(self._data.lengths(), size), _CHUNK * batch_size
+        del order[self._length // size :]
+        groups = chain.from_iterable(self._batches(order, size, chance)) if self._by_length else order
+        return (index for group in groups for index in range(group * size, (group + 1) * size))
+
+    def _batches(self, order: Sequence[int], size: int, chance: random.Random) -> Iterator[list[int]]:
+        """Groups of `size` problems in batches of like lengths."""
+        batch_size = self._batch_size // size
+        chunk = _CHUNK * batch_size
+        for window in _pieces(order, _WINDOW * chunk):
             batches: list[list[int]] = []
-            for start in range(0, len(order), chunk):
-                batches += bucketed(order[start : start + chunk], lengths, batch_size)
+            for groups in _pieces(window, chunk):
+                batches += bucketed(list(groups), self._lengths_of(groups, size), batch_size)
             chance.shuffle(batches)
-            order = list(chain.from_iterable(batches))
-        return (index for group in order for index in range(group * size, (group + 1) * size))
+            yield from batches
+
+    def _lengths_of(self, groups: Sequence[int], size: int) -> Lengths:
+        """The longest prompt and text of every group of `size` problems."""
+        lengths = self._data.lengths([index for group in groups for index in range(group * size, (group + 1) * size)])
+        members = (lengths[start : start + size] for start in range(0, len(lengths), size))
+        longest = [(max(prompt for prompt, _ in group), max(text for _, text in group)) for group in members]
+        return dict(zip(groups, longest, strict=True))
 
     def _group_size(self) -> int:
         """Consecutive problems that stay together: their order is that of groups, not of problems."""
@@ -72,10 +86,8 @@ class EpochSampler(Sampler[int]):
         return size if self._device_batch_size % size == self._batch_size % size == 0 else 1
 
 
-def _of_groups(lengths: Lengths, size: int) -> Lengths:
-    """The longest prompt and text of every `size` problems."""
-    groups = (lengths[start : start + size] for start in range(0, len(lengths), size))
-    return [(max(prompt for prompt, _ in group), max(text for _, text in group)) for group in groups]
+def _pieces(order: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+    return (order[start : start + length] for start in range(0, len(order), length))
 
 
 def bucketed(indices: list[int], lengths: Lengths, batch_size: int) -> list[list[int]]:

@@ -9,7 +9,8 @@ Read next: `modeling/from_scratch.py` (a model of that vocabulary).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -46,9 +47,10 @@ def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTr
     words = {ANSWER_MARK}
     if tokens == "numbers":
         words.update(map(str, range(1000)))
-    for problem in problems:
-        lines = (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}")
-        words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(f"{line}\n"))
+    lines: Iterable[str] = chain.from_iterable(map(_lines, problems))
+    if tokens == "words":  # millions of lines are made of few words
+        lines = set(chain.from_iterable(line.split(" ") for line in lines))
+    words.update(word for line in lines for word, _ in splitter.pre_tokenize_str(line))
     vocabulary = {word: index for index, word in enumerate([*_MARKUP, *sorted(words.difference(_MARKUP))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = splitter
@@ -64,3 +66,8 @@ def build_tokenizer(problems: Iterable[Problem], tokens: str = "words") -> PreTr
         clean_up_tokenization_spaces=tokens == "words",
     )
     return tokenizer
+
+
+def _lines(problem: Problem) -> Iterator[str]:
+    """The texts of a problem, as they are cut into tokens."""
+    return (f"{text}\n" for text in (problem.question, *problem.steps, f"{ANSWER_MARK} {problem.answer}"))

@@ -22,6 +22,8 @@ _FRESH = 1.0
 """Seconds for which the cluster's list of jobs is not asked for again."""
 _PATIENCE = 600.0
 """Seconds for which the cluster may not answer."""
+_WARM_UP = 60.0
+"""Seconds for which a cluster may refuse a job: one that has just begun has no agent yet that would take it."""
 _LOST = "JOB_SUPERVISOR_ACTOR_DIED"
 _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 """What Ray says of jobs that waited for room for a quarter of an hour."""
@@ -90,16 +92,34 @@ class Ray:
         if not self._share.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray itself hides none
         where = shlex.quote(str(Path.cwd()))
-        self._client.submit_job(
+        self._submit(
+            name,
             entrypoint=f"cd {where} && exec {shlex.join(training.command)} >> {log} 2>&1",
-            submission_id=name,
             entrypoint_num_cpus=self._share.cores,
             entrypoint_num_gpus=self._share.gpus,
             runtime_env={"env_vars": variables},
             metadata={"training": training.name},
         )
-        self._asked = float("-inf")
         return _RayJob(self, name)
+
+    def _submit(self, name: str, **job: Any) -> None:
+        """Hand a job to the cluster.
+
+        Raises:
+            RunError: it has not taken the job for long.
+        """
+        began = time.monotonic()
+        while True:
+            self._asked = float("-inf")
+            try:
+                self._client.submit_job(submission_id=name, **job)
+                return
+            except (OSError, RuntimeError) as error:
+                if self.job(name) is not None:  # it was taken, and only the answer got lost
+                    return
+                if time.monotonic() - began > _WARM_UP:
+                    raise RunError(f"the cluster does not take the job {name}: {error}") from error
+            time.sleep(_FRESH)
 
     def job(self, name: str) -> Any:
         """What the cluster says of a job; None if it knows nothing of it."""

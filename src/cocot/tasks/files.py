@@ -17,17 +17,20 @@ example `hub:openai/gsm8k:main:train`; that takes the package `datasets`.
     problems = read_problems("prosqa_valid.json")
     write_problems("train.jsonl", problems)
 
-Read next: `problem.py`.
+Files to train on may be larger than the memory: `open_problems` leaves what is large on disk.
+Read next: `problem.py`, `problem_table.py`.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -37,6 +40,7 @@ from cocot.errors import DataError
 from cocot.system.files import new_file
 from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
+from cocot.tasks.problem_table import ProblemTable, question_keys, selected
 
 _HUB = "hub:"
 _CHAIN_WORDS: tuple[str, ...] = (
@@ -54,7 +58,7 @@ _CHAIN_WORDS: tuple[str, ...] = (
 _CHAIN_WORDS += ("proof", "prove", "scratchpad", "working", "step", "justif", "trace", "deduc", "infer")
 """How the names of fields begin in which other data sets keep their reasoning."""
 _MOST_BYTES = 2**29
-"""What a packed file may unpack to: four times GSM8k-Aug, and far less than what fills the memory."""
+"""Text that is read into the memory, where its problems take some ten times as much: four times GSM8k-Aug."""
 _FORMAT = 'Each problem is an object {"question": text, "steps": [text, ...], "answer": text}.'
 
 
@@ -65,16 +69,53 @@ def read_problems(source: str | Path) -> list[Problem]:
         DataError: the file is missing or not readable, a line is malformed, a field is missing, empty or of the wrong
             type. The message names the file and the line (of a list: the item). Or the data set cannot be loaded.
     """
-    is_on_hub = str(source).startswith(_HUB)
-    items = _hub_items(str(source)) if is_on_hub else _file_items(Path(source))
-    problems = [_problem(item, where) for where, item in items]
+    problems = list(_problems(_items_of(source)))
     if not problems:
         raise DataError(f"{source} holds no problems. {_FORMAT}")
     return problems
 
 
+def open_problems(source: str | Path) -> Sequence[Problem]:
+    """As `read_problems`, but more than 512 MiB of problems are read from a table on disk, as they are asked for.
+
+    A list in JSON and a packed file are read whole, whatever their size.
+
+    Raises:
+        DataError: as `read_problems`; or there is no room for the table.
+    """
+    name = str(source)
+    if name.startswith(_HUB):
+        rows = _hub_rows(name)
+        size, files = rows.data.nbytes, [Path(file["filename"]) for file in rows.cache_files]
+    else:
+        files = [Path(source)]
+        size = files[0].stat().st_size if _is_of_lines(files[0]) else 0
+    if size <= _MOST_BYTES:
+        return read_problems(source)
+    states = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr((name, states)).encode()).hexdigest()[:32]
+    return ProblemTable.of(name, key, partial(_problems_of, name))
+
+
+def _problems_of(source: str) -> Iterator[Problem]:
+    return _problems(_hub_items(source) if source.startswith(_HUB) else _line_items(Path(source)))
+
+
+def _problems(items: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
+    return (_problem(item, where) for where, item in items)
+
+
+def _items_of(source: str | Path) -> Iterator[tuple[str, Any]]:
+    return _hub_items(str(source)) if str(source).startswith(_HUB) else _file_items(Path(source))
+
+
 def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
     """The rows of a data set on the Hub."""
+    return ((f"{source}, item {number}", row) for number, row in enumerate(_hub_rows(source), start=1))
+
+
+def _hub_rows(source: str) -> Any:
+    """A data set on the Hub."""
     name, *rest = re.split(r":(?![^[]*\])", source.removeprefix(_HUB))  # a split may be a slice, `train[:500]`
     if not name or len(rest) not in (1, 2):
         raise DataError(f"{source!r} is neither hub:NAME:SPLIT nor hub:NAME:CONFIG:SPLIT.")
@@ -83,13 +124,12 @@ def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
     except ImportError as error:
         raise DataError(f"{source} takes the package datasets: pip install 'cocot[hub]'.") from error
     try:
-        rows = load_dataset(name, *rest[:-1], split=rest[-1])
+        return load_dataset(name, *rest[:-1], split=rest[-1])
     except Exception as error:  # of many kinds: no network, no such name, a damaged cache
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"cannot load {source}: {reason[0]} Without a network, download its files elsewhere and give their path."
         ) from error
-    yield from ((f"{source}, item {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
@@ -97,9 +137,13 @@ def _file_items(path: Path) -> Iterator[tuple[str, Any]]:
         raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")  # a byte-order mark is no text
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"cannot read problems from {path}: {error}.") from error
+        raise _unreadable(path, error) from error
     # Neither JSON nor a line of text holds a bare carriage return: it ends a line, as in Windows' and old Macs' files.
     yield from _items(path, text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"cannot read problems from {path}: {error}.")
 
 
 def _unpacked(path: Path) -> bytes:
@@ -122,7 +166,9 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
         file.writelines(json.dumps(problem.to_json(), ensure_ascii=False) + "\n" for problem in problems)
 
 
-def set_aside(problems: Sequence[Problem], share: float, most: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+def set_aside(
+    problems: Sequence[Problem], share: float, most: int, seed: int
+) -> tuple[Sequence[Problem], list[Problem]]:
     """Part problems in two, by their questions: those that are left, and those that are set aside.
 
     Args:
@@ -134,30 +180,66 @@ def set_aside(problems: Sequence[Problem], share: float, most: int, seed: int) -
     Raises:
         ValueError: there are fewer than two questions.
     """
-    questions = [" ".join(problem.question.split()) for problem in problems]
-    distinct = list(dict.fromkeys(questions))
+    import numpy as np
+
+    keys = question_keys(problems)
+    distinct = keys[np.sort(np.unique(keys, return_index=True)[1])]
     if len(distinct) < 2:
         raise ValueError("holds one question alone, and none can be set aside")
     count = min(most, len(distinct) - 1, math.ceil(share * len(distinct)))
-    chosen = set(Random(f"{seed}/set aside").sample(distinct, count))
-    left, aside = list[Problem](), list[Problem]()
-    for problem, question in zip(problems, questions, strict=True):
-        (aside if question in chosen else left).append(problem)
-    return left, aside
+    chosen = Random(f"{seed}/set aside").sample(range(len(distinct)), count)
+    is_aside = np.isin(keys, distinct[chosen])
+    return selected(problems, ~is_aside), list(selected(problems, is_aside))
 
 
 def _items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Where every item stands, and the item: an object, or a line of text."""
-    start = text.lstrip()[:1000]
-    if start.startswith("[") or '"test_example"' in start:
+    if _is_whole(start := _start(text)):
         items = _listed(_parsed(text, path, 1))
         yield from ((f"{path}, item {number}", item) for number, item in enumerate(items, start=1))
         return
-    is_json = "||" not in start.split("\n")[0] or start.startswith("{")
     # split("\n"), not splitlines(): JSON strings may hold other line separators
-    for number, line in enumerate(text.split("\n"), start=1):
+    yield from _items_of_lines(path, text.split("\n"), start)
+
+
+def _is_of_lines(path: Path) -> bool:
+    """Whether a file has a problem on each line, so that it can be read one by one."""
+    return path.suffix != ".gz" and path.is_file() and not _is_whole(_start_of(path))
+
+
+def _line_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """`_file_items` of a file with a problem on each line, which is never whole in the memory."""
+    start = _start_of(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:  # ends every line in "\n", as `_file_items` does
+            yield from _items_of_lines(path, file, start)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _start_of(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return _start(file.read(100_000))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _start(text: str) -> str:
+    """By which the format is told."""
+    return text.lstrip()[:1000]
+
+
+def _is_whole(start: str) -> bool:
+    """Whether it begins a list or an object that holds all problems."""
+    return start.startswith("[") or '"test_example"' in start
+
+
+def _items_of_lines(path: Path, lines: Iterable[str], start: str) -> Iterator[tuple[str, Any]]:
+    is_json = "||" not in start.split("\n")[0] or start.startswith("{")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield f"{path}:{number}", _parsed(line, path, number) if is_json else line
+            yield f"{path}:{number}", _parsed(line, path, number) if is_json else line.removesuffix("\n")
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:

@@ -62,6 +62,15 @@ class Problem:
             del values["graph"]
         return values
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Problem:
+        """The problem that `to_json` wrote down."""
+        graph = values.get("graph")
+        if graph is not None:
+            symbols, edges = tuple(graph["symbols"]), tuple((source, end) for source, end in graph["edges"])
+            graph = Graph(**{**graph, "symbols": symbols, "edges": edges})
+        return cls(values["question"], tuple(values["steps"]), values["answer"], graph)
+
 
 def mean_statistics(
     problems: Sequence[Problem], statistics: Callable[[int, Problem], dict[str, float]]
@@ -75,12 +84,6 @@ def mean_statistics(
         raise DataError("cannot report on 0 problems: give at least one.")
     rows = [statistics(index, problem) for index, problem in enumerate(problems)]
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
-
-
-def num_seen(problems: Sequence[Problem], seen: Sequence[Problem]) -> int:
-    """How many of `problems` ask a question that one of `seen` asks, word for word; white space is free."""
-    questions = {tuple(problem.question.split()) for problem in seen}
-    return sum(tuple(problem.question.split()) in questions for problem in problems)
 
 
 def check_request(count: object, seed: object, **names: object) -> None:

@@ -143,7 +143,7 @@ def _validated_on(run: RunFolder, config: RunConfig) -> tuple[list[Problem], str
     if config.data.valid:
         return valid, f"the run's validation file, {len(valid):,} of {config.data.valid}"
     about = read_json(run.about, "data_fingerprint")
-    if about["data_fingerprint"] != fingerprint([*(train or []), *valid]):
+    if about["data_fingerprint"] != fingerprint(train or [], valid):
         raise RunError(
             f"{config.data.train} was changed after {run.path} was trained on it, so what was set aside is not known; "
             "put the old file back, or name problems with --data."

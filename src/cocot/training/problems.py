@@ -96,12 +96,11 @@ class _Generator:
         return self.named(self._config.data.num_valid, f"valid/{planned.stage.name}", planned.generate)
 
 
-def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Problem]:
+def vocabulary_sample(data: Data, stages: Sequence[PlannedStage]) -> list[Sequence[Problem]]:
     """Problems that hold every word of a run: those of each stage's first epochs, and those of validation."""
     lists = [data.valid, *map(data.valid_of, stages)]
     lists += chain.from_iterable(_first_epochs(data, planned) for planned in stages)
-    distinct = {id(problems): problems for problems in lists}
-    return [problem for problems in distinct.values() for problem in problems]
+    return list({id(problems): problems for problems in lists}.values())
 
 
 def _first_epochs(data: Data, planned: PlannedStage) -> Iterator[Sequence[Problem]]:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -41,7 +42,8 @@ from cocot.system.launch import world_size
 from cocot.system.manifest import check, write_manifest
 from cocot.system.processes import decided, once, processes
 from cocot.system.write_errors import cannot_write
-from cocot.tasks.problem import Problem, num_seen
+from cocot.tasks.problem import Problem
+from cocot.tasks.problem_table import num_seen
 from cocot.training.callbacks import ACCURACY, CUT
 from cocot.training.checkpoints import newest_checkpoint, prune_checkpoints, step_of
 from cocot.training.config import RunConfig
@@ -109,9 +111,9 @@ def train(config: RunConfig, folder: str | Path, shares_with: str | Path | None 
     return run
 
 
-def _warn_of_seen(config: RunConfig, train: Sequence[Problem], valid: Sequence[Problem]) -> None:
+def _warn_of_seen(config: RunConfig, train: Sequence[Sequence[Problem]], valid: Sequence[Problem]) -> None:
     """Say that validation asks what training shows: its accuracy is then that of a memory."""
-    count = num_seen(valid, train) if config.data.train else 0
+    count = sum(num_seen(valid, problems) for problems in train) if config.data.train else 0
     if count:
         _LOGGER.warning(
             "%d of the %d problems for validation are in the training file %s, too; accuracy says little "
@@ -150,14 +152,14 @@ class RunInProgress:
         self.batches = split_batch(config.train.batch_size, config.train.device_batch_size, world_size())
         self.stages = plan(config)
         self.data = prepare_data(config)
-        self.first_problems = [problem for part in self.data.train(self.stages[0], 0) for problem in part.problems]
-        num_batches(config, len(self.first_problems))
+        self.first_problems = [part.problems for part in self.data.train(self.stages[0], 0)]
+        num_batches(config, sum(map(len, self.first_problems)))
         self.sample = vocabulary_sample(self.data, self.stages)
 
     def prepare(self) -> None:
         """Make the model as the first stage that is not done begins with it; all problems must fit it."""
         run = self.run if self.run.config.exists() else None
-        self.model, self.tokenizer = prepare_model(self.config, self.sample, run)
+        self.model, self.tokenizer = prepare_model(self.config, chain.from_iterable(self.sample), run)
         method = self.config.curriculum.chosen
         self.encoder = Encoder(self.config.curriculum, self.tokenizer)
         self.settings = replace(
@@ -176,7 +178,7 @@ class RunInProgress:
     def open_folder(self, other: RunFolder | None, num_shared: int) -> None:
         """Open the run's folder; take over the first `num_shared` stages of another run as far as they are done."""
         self.run.open(self.config)
-        self.run.describe(self.config, fingerprint([*self.first_problems, *self.data.valid]))
+        self.run.describe(self.config, fingerprint(*self.first_problems, self.data.valid))
         _warn_of_seen(self.config, self.first_problems, self.data.valid)
         if other is not None:
             self.run.copy_stages(other, num_shared)
@@ -187,7 +189,7 @@ class RunInProgress:
         once(self._announce)
         while len(self.run.finished_stages()) < len(self.stages):
             if isinstance(self.model, FSDPModule):  # a model is shared out once
-                self.model, _ = prepare_model(self.config, self.sample, self.run)
+                self.model, _ = prepare_model(self.config, chain.from_iterable(self.sample), self.run)
                 set_thought_settings(self.model, self.settings)
             self._train_stage()
         once(self._write_result)

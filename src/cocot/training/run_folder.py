@@ -19,9 +19,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from cocot.system.files import REPAIR, is_unfinished, new_folder, read_json, wri
 from cocot.system.launch import world_size
 from cocot.system.manifest import check
 from cocot.tasks.problem import Problem
+from cocot.tasks.problem_table import lines_of
 from cocot.training.config import RunConfig
 from cocot.training.recipes import read_recipe
 from cocot.training.training_curve import training_curve
@@ -285,11 +287,11 @@ def _is_of_a_beginning(path: Path) -> bool:
     return path.name == _LOCK or is_unfinished(path)
 
 
-def fingerprint(problems: Iterable[Problem]) -> str:
+def fingerprint(*parts: Sequence[Problem]) -> str:
     """The sha256 of problems, in order."""
     digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(json.dumps(problem.to_json(), sort_keys=True).encode())
+    for line in chain.from_iterable(map(lines_of, parts)):
+        digest.update(line.encode())
     return digest.hexdigest()
 
 

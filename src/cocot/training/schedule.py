@@ -17,7 +17,7 @@ from cocot.data.examples import IGNORED, Encoder
 from cocot.errors import ConfigError, DataError
 from cocot.methods import METHODS, Method, Phase, Stage
 from cocot.system.console import align
-from cocot.tasks.files import read_problems, set_aside
+from cocot.tasks.files import open_problems, read_problems, set_aside
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
 
@@ -138,7 +138,7 @@ def _shares_first_stage(method: Method) -> bool:
     return bool(vars(type(method)).get("shares_first_stage"))
 
 
-def problems_of_files(config: RunConfig) -> tuple[list[Problem] | None, list[Problem] | None]:
+def problems_of_files(config: RunConfig) -> tuple[Sequence[Problem] | None, list[Problem] | None]:
     """The problems to train and to validate on, as far as they come from files; None for those that are generated.
 
     Without a file for validation, some problems of the training file are set aside for it.
@@ -150,7 +150,7 @@ def problems_of_files(config: RunConfig) -> tuple[list[Problem] | None, list[Pro
     valid = read_problems(data.valid) if data.valid else None
     if not data.train:
         return None, valid
-    train = read_problems(data.train)
+    train = open_problems(data.train)
     if valid is not None:
         return train, valid
     try:

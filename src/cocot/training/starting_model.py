@@ -6,7 +6,7 @@ Read next: `modeling/loading.py`, `modeling/from_scratch.py`, `modeling/lora.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from cocot.training.run_folder import RunFolder
 from cocot.training.trainer import uses_bf16
 
 
-def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(config: RunConfig, problems: Iterable[Problem]) -> PreTrainedTokenizerBase:
     """The run's tokenizer without its model: for a look at what will be trained on."""
     if config.model.init is not None:
         return build_tokenizer(problems, config.model.init.tokens)
@@ -41,7 +41,7 @@ def prepare_tokenizer(config: RunConfig, problems: Sequence[Problem]) -> PreTrai
 
 
 def prepare_model(
-    config: RunConfig, problems: Sequence[Problem], run: RunFolder | None = None
+    config: RunConfig, problems: Iterable[Problem], run: RunFolder | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model at the start of the first stage that is not done yet; `problems` make a vocabulary from scratch.
 
@@ -72,7 +72,7 @@ def _last_checkpoint(run: RunFolder | None) -> Path | None:
 
 
 def _begin(
-    config: RunConfig, problems: Sequence[Problem], run: RunFolder | None, load: Callable[..., Any]
+    config: RunConfig, problems: Iterable[Problem], run: RunFolder | None, load: Callable[..., Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     checkpoint = _last_checkpoint(run)
     if config.model.lora is not None:
