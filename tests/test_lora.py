@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
@@ -13,9 +15,9 @@ import pytest
 import reference
 import torch
 from conftest import LATENT_ID, TOKENIZER, make_model, make_thinker
-from runs_support import tiny_config, weights
+from runs_support import Finish, interrupted_in, tiny_config, weights, write_recipe
 from safetensors.torch import load_file
-from test_run import save_model
+from test_run import save_model, start_two
 
 import cocot
 from cocot.bench.measure import live_bytes
@@ -262,13 +264,64 @@ def test_four_bits_where_they_do_not_fit_are_refused(base: Path, tmp_path: Path)
         train(config_of(base, QLORA), tmp_path / "run")
 
 
-def test_an_adapter_under_fsdp_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the model is looked for, as `accelerate launch --use_fsdp` asks."""
+def test_an_adapter_that_fsdp_cannot_share_out_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bits before the model is looked for; a head that is the embeddings before anything is written."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ConfigError, match=r"model\.lora does not go with FSDP"):
-        train(config_of(tmp_path / "no such model"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"model\.lora\.quantize does not go with FSDP"):
+        train(config_of(tmp_path / "no such model", QLORA), tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"model\.lora does not go with FSDP for GPT2LMHeadModel with tied embeddings"
+    ):
+        train(config_of(base), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("reads_once", [True, False])
+def test_an_adapter_is_shared_out(tmp_path: Path, finish: Finish, reads_once: bool) -> None:
+    """FSDP2: one process's weights to float noise, also when either goes on with what the other began."""
+    texts = [problem.question for problem in prepare_data(tiny_config()).valid]
+    save_model(tmp_path / "llama", texts, "llama")
+    train_settings = {"learning_rate": 1e-3, "save_steps": 2, "optimizer_reset": "never"}
+    curriculum = {"final_epochs": 0, "epochs_per_stage": 10, "stage_mix": 0.9, "thoughts_per_step": 2}
+    found = tiny_config(curriculum=curriculum, train=train_settings)
+    config = replace(found, model=ModelConfig(path=str(tmp_path / "llama"), lora=replace(LORA, dropout=0.0)))
+    recipe = write_recipe(tmp_path / "mine.yaml", config)
+    settings = {"FSDP_CPU_RAM_EFFICIENT_LOADING": str(reads_once).lower()}
+    train(config, tmp_path / "one")
+
+    def interrupt(process: subprocess.Popen[str], run: Path) -> None:
+        while not complete_checkpoints(run / "stages" / "stage_1"):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.terminate()
+        process.communicate(timeout=120)
+        assert not (run / "model").exists()
+
+    interrupt(start_two("fsdp", recipe, tmp_path / "first", settings), tmp_path / "first")
+    finish(lambda: start_two("fsdp", recipe, tmp_path / "first", settings))
+    interrupt(start_two("fsdp", recipe, tmp_path / "second", settings), tmp_path / "second")
+    train(config, tmp_path / "second")
+    with interrupted_in("stage_1", 5):
+        train(config, tmp_path / "third")
+    finish(lambda: start_two("fsdp", recipe, tmp_path / "third", settings))
+    last = "stages/stage_1/checkpoint-40/adapter_model.safetensors"  # `model/` is the best, which may be an early one
+    begun = load_file(tmp_path / "one" / "stages" / "stage_0" / "checkpoint-4" / "adapter_model.safetensors")
+    whole = load_file(tmp_path / "one" / last)
+    moved = max(float((whole[name] - begun[name]).abs().max()) for name in whole)
+    for run in ("first", "second", "third"):
+        ours = load_file(tmp_path / run / last)
+        assert ours.keys() == whole.keys()
+        gap = max(float((ours[name] - whole[name]).abs().max()) for name in whole)
+        print("gap", run, gap, "moved", moved)
+        assert gap < 1e-3 * moved
+        assert weights(tmp_path / run).keys() == weights(tmp_path / "one").keys()
+        saved = [file.name for file in (tmp_path / run / "stages").rglob("*.safetensors")]
+        assert set(saved) == {"adapter_model.safetensors"}, "checkpoints hold more than the adapter"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

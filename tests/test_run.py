@@ -411,8 +411,8 @@ FSDP = {
 ENGINES = {"ddp": (["-m", "cocot"], {}), "fsdp": ([str(Path(__file__).with_name("fsdp_on_cpu.py"))], FSDP)}
 
 
-def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
-    """`cocot train` in two processes."""
+def start_two(engine: str, recipe: Path, out: Path, more: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`cocot train` in two processes; `more` are variables of their environment."""
     program, settings = ENGINES[engine]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
     return subprocess.Popen(
@@ -420,7 +420,7 @@ def start_two(engine: str, recipe: Path, out: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment() | settings,
+        env=environment() | settings | (more or {}),
     )
 
 

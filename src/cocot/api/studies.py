@@ -23,6 +23,7 @@ from cocot.experiments import compare as comparison
 from cocot.experiments.clusters import Ray, Share
 from cocot.experiments.estimates import describe_plan, estimate
 from cocot.experiments.jobs import Launcher, ThisMachine
+from cocot.experiments.slurm import Slurm
 from cocot.experiments.study import METHOD, SEED, Study, Trial, chosen_scale, read_study, trials
 from cocot.experiments.tables import Table
 from cocot.system.files import write_json
@@ -53,7 +54,9 @@ class _Planned:
     @property
     def launcher(self) -> Launcher:
         """Where the trainings run."""
-        return ThisMachine(self.num_at_a_time) if self.on is None else Ray(self.on, self.jobs)
+        if self.on is None:
+            return ThisMachine(self.num_at_a_time)
+        return Slurm(self.on, self.jobs) if self.on.cluster == "slurm" else Ray(self.on, self.jobs)
 
 
 def compare(
@@ -77,7 +80,7 @@ def compare(
         test_file: A file of problems to evaluate on, besides fresh ones.
         jobs: Trainings at a time, each with its share of the cores and a GPU; None for one, on a cluster for as many as
             it has room for.
-        on: What each training gets of a Ray cluster; None to train on this machine.
+        on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
         **overrides: Settings that differ from the recipe, as for `train`.
 
     Returns:
@@ -127,7 +130,7 @@ def reproduce(
         test_file: A file of problems, as a further test set.
         jobs: Trainings at a time; None for one for each core on a CPU, else 1, and on a cluster for as many as it has
             room for.
-        on: What each training gets of a Ray cluster; None to train on this machine.
+        on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
         **overrides: Settings that differ from the study's recipe, as for `train`.
 
     Returns:

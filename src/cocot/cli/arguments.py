@@ -256,6 +256,6 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
 def _add_cluster_arguments(sub: argparse.ArgumentParser) -> None:
     """Where the trainings run."""
     cluster = sub.add_argument_group("on a cluster")
-    cluster.add_argument("--on", choices=("ray",), help="train as jobs of this cluster (default: on this machine)")
+    cluster.add_argument("--on", choices=("ray", "slurm"), help="cluster to train on (default: this machine)")
     cluster.add_argument("--cores", type=_POSITIVE, help="CPU cores of a training (default: 1)")
     cluster.add_argument("--gpus", type=_COUNT, help="GPUs of a training (default: 0)")

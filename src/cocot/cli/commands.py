@@ -127,7 +127,7 @@ def _share(args: argparse.Namespace) -> Share | None:
     from cocot.experiments.clusters import Share
 
     if args.on:
-        return Share(args.cores or 1, args.gpus or 0)
+        return Share(args.cores or 1, args.gpus or 0, args.on)
     for option, value in {"--cores": args.cores, "--gpus": args.gpus}.items():
         if value is not None:
             raise ConfigError(f"{option} is the share of a training on a cluster; give --on, too.")

@@ -3,7 +3,7 @@
 Each training is a job with cores and GPUs of its own, on whatever node has them. The run folders lie on storage that
 all nodes and this process see. Jobs outlive this process: the same call finds them again by names made of their run
 folders. A job whose node is gone is started once more, and goes on from its last checkpoint.
-Read next: `jobs.py`, which watches them.
+Read next: `jobs.py`, which watches them; `slurm.py`, the same for Slurm.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 from cocot.errors import ConfigError, RunError
 from cocot.experiments.jobs import Training
 
-_FRESH = 1.0
-"""Seconds for which the cluster's list of jobs is not asked for again."""
 _PATIENCE = 600.0
-"""Seconds for which the cluster may not answer."""
+"""Seconds for which a cluster may not answer."""
 _WARM_UP = 60.0
 """Seconds for which a cluster may refuse a job: one that has just begun has no agent yet that would take it."""
 _LOST = "JOB_SUPERVISOR_ACTOR_DIED"
@@ -31,7 +30,7 @@ _NO_ROOM = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 
 @dataclass(frozen=True)
 class Share:
-    """What each training gets.
+    """What each training gets, and of which cluster.
 
     Attributes:
         cores: CPU cores; also the threads that it computes with.
@@ -40,6 +39,56 @@ class Share:
 
     cores: int = 1
     gpus: int = 0
+    cluster: Literal["ray", "slurm"] = "ray"
+
+
+_Jobs = TypeVar("_Jobs")
+
+
+class Listing(Generic[_Jobs]):
+    """What a cluster says of its jobs. It is not asked all the time, and need not answer always."""
+
+    def __init__(self, ask: Callable[[], _Jobs], known: _Jobs, seconds: float = 1.0) -> None:
+        """Begin.
+
+        Args:
+            ask: The question; an OSError or RuntimeError is no answer.
+            known: What is known so far.
+            seconds: For how long it is not asked again.
+        """
+        self._ask, self._known, self._seconds = ask, known, seconds
+        self._asked = self._answered = time.monotonic()
+
+    def now(self) -> _Jobs:
+        """What it said last.
+
+        Raises:
+            RunError: it has not answered for long.
+        """
+        if time.monotonic() - self._asked > self._seconds:
+            try:
+                self._known = self._ask()
+                self._answered = time.monotonic()
+            except (OSError, RuntimeError) as error:  # it may be busy, or start again
+                if time.monotonic() - self._answered > _PATIENCE:
+                    raise RunError(f"the cluster has not answered for ten minutes ({error}).") from error
+            self._asked = time.monotonic()
+        return self._known
+
+    def forget(self) -> None:
+        """Ask again: something was changed."""
+        self._asked = float("-inf")
+
+
+def slots(jobs: int | None) -> int | None:
+    """How many trainings may run at a time; None for as many as the cluster has room for.
+
+    Raises:
+        ConfigError: below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
+    return jobs
 
 
 class Ray:
@@ -56,8 +105,7 @@ class Ray:
         Raises:
             ConfigError: Ray is not installed, there is no cluster, or `jobs` is below 1.
         """
-        if jobs is not None and jobs < 1:
-            raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
+        self._share, self._jobs = share, slots(jobs)
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
@@ -69,9 +117,8 @@ class Ray:
             raise ConfigError(
                 f"no Ray cluster was found: start one with `ray start --head`, or set RAY_ADDRESS ({reason})."
             ) from error
-        self._share, self._jobs = share, jobs
-        self._known: dict[str, Any] = {}
-        self._asked, self._answered = float("-inf"), time.monotonic()
+        self._listing = Listing[dict[str, Any]](self._list, {})
+        self._listing.forget()
 
     def num_slots(self, num_trainings: int) -> int:
         """As many as were asked for; the cluster itself lets those wait for which it has no room."""
@@ -110,7 +157,7 @@ class Ray:
         """
         began = time.monotonic()
         while True:
-            self._asked = float("-inf")
+            self._listing.forget()
             try:
                 self._client.submit_job(submission_id=name, **job)
                 return
@@ -119,34 +166,21 @@ class Ray:
                     return
                 if time.monotonic() - began > _WARM_UP:
                     raise RunError(f"the cluster does not take the job {name}: {error}") from error
-            time.sleep(_FRESH)
+            time.sleep(1)
 
     def job(self, name: str) -> Any:
         """What the cluster says of a job; None if it knows nothing of it."""
-        self._ask()
-        return self._known.get(name)
+        return self._listing.now().get(name)
 
-    def _ask(self) -> None:
-        """Ask the cluster for its jobs, if that was not done just now.
-
-        Raises:
-            RunError: it has not answered for long.
-        """
-        if time.monotonic() - self._asked > _FRESH:
-            try:
-                self._known = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
-                self._answered = time.monotonic()
-            except (OSError, RuntimeError) as error:  # its dashboard may be busy, or start again
-                if time.monotonic() - self._answered > _PATIENCE:
-                    raise RunError(f"the cluster has not answered for ten minutes ({error}).") from error
-            self._asked = time.monotonic()
+    def _list(self) -> dict[str, Any]:
+        return {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
 
     def _jobs_of(self, training: Training) -> dict[str, Any]:
         """All jobs of a run folder, in the order in which they were started."""
-        self._ask()
+        known = self._listing.now()
         prefix = f"{_name(training)}-"
-        names = [name for name in self._known if name.startswith(prefix)]
-        return {name: self._known[name] for name in sorted(names, key=lambda name: int(name.removeprefix(prefix)))}
+        names = [name for name in known if name.startswith(prefix)]
+        return {name: known[name] for name in sorted(names, key=lambda name: int(name.removeprefix(prefix)))}
 
 
 @dataclass

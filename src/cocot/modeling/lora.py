@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
@@ -133,10 +134,34 @@ def _whole_modules(model: Any) -> dict[str, Any]:
     return {"modules_to_save": [MODULES], "exclude_modules": rf"{MODULES}\..*"} if hasattr(model, MODULES) else {}
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether there is an adapter around a model."""
+    return hasattr(model, "peft_config")
+
+
+def adapter_weights(model: Any, saved: Path) -> dict[str, torch.Tensor]:
+    """The weights of a saved adapter, by their names in the model; they need not be whole there.
+
+    Args:
+        model: A `PeftModel` of the adapter's shape.
+        saved: A checkpoint with an adapter, whose files were checked.
+    """
+    import peft
+
+    by_name = {name: name for name in model.state_dict()}
+    names: Any = peft.get_peft_model_state_dict(model, by_name, save_embedding_layers=False)
+    return {names[name]: weight for name, weight in load_file(saved / peft.utils.SAFETENSORS_WEIGHTS_NAME).items()}
+
+
 def merged(model: Any) -> PreTrainedModel:
     """The model with its adapter added to its weights: as it was before `with_adapter`, of the same class."""
     plain: PreTrainedModel = model.merge_and_unload()
     return plain
+
+
+def has_tied_head(model: Any) -> bool:
+    """Whether the head is the embeddings' weights."""
+    return len(_tables(model)) == 1
 
 
 def _tables(model: Any) -> list[Any]:

@@ -42,8 +42,10 @@ def check_fsdp(plugin: Any, config: RunConfig) -> None:
             "FSDP's own activation checkpointing reads the cache of thoughts twice; turn it off, and set "
             "train.gradient_checkpointing true instead."
         )
-    if config.model.lora is not None:
-        raise ConfigError("model.lora does not go with FSDP yet; an adapter trains under DDP: leave --use_fsdp out.")
+    if config.model.lora is not None and config.model.lora.quantize:
+        raise ConfigError(
+            "model.lora.quantize does not go with FSDP; leave it out, or leave --use_fsdp out and train under DDP."
+        )
     methods = [planned.method for planned in plan(config)]
     if more := [method.name for method in methods if method.terms]:
         raise ConfigError(

@@ -72,22 +72,20 @@ class CombinedOptimizer(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def whole_state(optimizer: Optimizer, keeps: bool) -> dict[str, Any]:
-    """The `state_dict` of an optimizer as if one process had it all: what processes share (FSDP) is gathered.
+def whole_state(state: dict[str, Any], keeps: bool) -> dict[str, Any]:
+    """A `state_dict` as if one process had it all: what processes share (FSDP) is gathered.
 
     Args:
-        optimizer: The optimizer; every process must ask.
+        state: What every process has of it; every process must ask.
         keeps: Whether this process keeps what it gathers, on the CPU; in the others it is of no use.
     """
 
     def gathered(moment: Any) -> Tensor | None:
-        whole: Tensor = moment.full_tensor()
+        whole: Tensor = moment.detach().full_tensor()
         return whole.cpu() if keeps else None
 
-    state: dict[str, Any] = recursively_apply(
-        gathered, optimizer.state_dict(), test_type=lambda value: isinstance(value, DTensor)
-    )
-    return state
+    found: dict[str, Any] = recursively_apply(gathered, state, test_type=lambda value: isinstance(value, DTensor))
+    return found
 
 
 def load_whole_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ from cocot.methods.tokens import PAUSE, SPECIAL_TOKENS
 from cocot.modeling.from_scratch import build_model
 from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.loading import load, load_together, load_tokenizer
-from cocot.modeling.lora import in_four_bits, merged, with_adapter
+from cocot.modeling.lora import has_tied_head, in_four_bits, merged, with_adapter
 from cocot.modeling.method_modules import NAME, add_modules
 from cocot.modeling.special_tokens import add_missing, add_tokens
+from cocot.system.manifest import check
 from cocot.system.processes import check_together
 from cocot.tasks.problem import Problem
 from cocot.training.config import RunConfig
@@ -52,9 +53,9 @@ def prepare_model(
     """
     set_seed(config.seed)
     if shares_weights():
-        model, tokenizer = sent_without_weights(lambda: _begin(config, problems, run, load))
+        model, tokenizer = sent_without_weights(lambda: _begin(config, problems, run, load, check))
     else:
-        model, tokenizer = _begin(config, problems, run, load_together)
+        model, tokenizer = _begin(config, problems, run, load_together, check_together)
     if config.model.lora is None:  # an adapter has them from the beginning, and saves them itself
         add_modules(model, config.curriculum.chosen, _last_checkpoint(run))
     if hasattr(model, NAME) and uses_fsdp():
@@ -72,12 +73,16 @@ def _last_checkpoint(run: RunFolder | None) -> Path | None:
 
 
 def _begin(
-    config: RunConfig, problems: Iterable[Problem], run: RunFolder | None, load: Callable[..., Any]
+    config: RunConfig,
+    problems: Iterable[Problem],
+    run: RunFolder | None,
+    load: Callable[..., Any],
+    check: Callable[[Path], None],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     checkpoint = _last_checkpoint(run)
     if config.model.lora is not None:
         if checkpoint:
-            check_together(checkpoint)
+            check(checkpoint)
         return _adapted(config, checkpoint, load)
     if checkpoint:
         model, tokenizer = load(checkpoint)
@@ -103,6 +108,11 @@ def _adapted(
     """The model with an adapter, a new one or one of the run's own; `merges` if it is to become a plain model."""
     assert config.model.lora is not None
     model, tokenizer = _pretrained(config, load)
+    if uses_fsdp() and has_tied_head(model):
+        raise ConfigError(
+            f"model.lora does not go with FSDP for {type(model).__name__} with tied embeddings; leave --use_fsdp out "
+            "and train under DDP."
+        )
     if merges and config.model.lora.quantize:
         model = cast(Any, model).dequantize()
     add_modules(model, config.curriculum.chosen)

@@ -37,6 +37,7 @@ from cocot.evaluation.evaluate import Prediction, compute_metrics, evaluate_toge
 from cocot.methods import CROSS_ENTROPY, Method
 from cocot.methods.tokens import LATENT
 from cocot.modeling.loading import load
+from cocot.modeling.lora import adapter_weights, is_adapted
 from cocot.modeling.method_modules import NAME as MODULES
 from cocot.modeling.method_modules import without_modules
 from cocot.modeling.shared_passes import can_share, enable_checkpointing
@@ -270,6 +271,9 @@ class StageTrainer(Trainer):
 
     def _whole_weights(self) -> dict[str, torch.Tensor]:
         """The weights, gathered in the first process; all must ask."""
+        if is_adapted(self.model):  # what is frozen stays where it is
+            trained = {name: part for name, part in cast(Any, self.model).named_parameters() if part.requires_grad}
+            return whole_state(trained, keeps=self.is_world_process_zero())
         state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
         names = dict(cast(Any, self.model).named_parameters(remove_duplicate=False))
         tied = names.keys() - dict(cast(Any, self.model).named_parameters())
@@ -279,7 +283,7 @@ class StageTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_state(self.bare_optimizer, keeps=self.is_world_process_zero())
+        state = whole_state(self.bare_optimizer.state_dict(), keeps=self.is_world_process_zero())
         if self.is_world_process_zero():
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -295,9 +299,15 @@ class StageTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        state = load(resume_from_checkpoint)[0].state_dict() if self.is_world_process_zero() else {}
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(cast(Any, self.model), state, options=options)
+        state = self._saved_weights(Path(resume_from_checkpoint)) if self.is_world_process_zero() else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=not is_adapted(self.model))
+        set_model_state_dict(cast(Any, self.model), cast(Any, state), options=options)
+
+    def _saved_weights(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds, by the model's names: all weights, or those of an adapter."""
+        if is_adapted(self.model):
+            return adapter_weights(self.model, checkpoint)
+        return dict(load(checkpoint)[0].state_dict())
 
 
 def _arguments(job: StageJob, has_modules: bool) -> TrainingArguments:
