@@ -112,13 +112,8 @@ class SlurmOnThisMachine:
     def _wait(self, state: str) -> None:
         end = time.monotonic() + 60
         while True:
-            done = subprocess.run(
-                ["sinfo", "--noheader", "--format=%T"],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=self._environment(),
-            )
+            sinfo = ["sinfo", "--noheader", "--format=%T"]
+            done = subprocess.run(sinfo, capture_output=True, text=True, check=False, env=self._environment())
             if state in done.stdout.split():
                 return
             assert time.monotonic() < end, (done, self.logs())

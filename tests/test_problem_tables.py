@@ -255,7 +255,7 @@ class Counted:
 def test_batches_are_not_made_long_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of millions only what comes next is looked at; every problem comes once, in batches of like lengths."""
     monkeypatch.setattr(sampler, "_CHUNK", 4)
-    monkeypatch.setattr(sampler, "_WINDOW", 2)
+    monkeypatch.setattr(sampler, "_WINDOW", 50)  # in whole chunks: 64
     data: Any = Counted(1003)
     order = iter(EpochSampler(data, "a", 8, by_length=True))
     read = [next(order)]

@@ -46,16 +46,15 @@ def wait_for(what: Callable[[], object], said: Path, seconds: float = 200) -> No
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, said.read_text(encoding="utf-8")
+        assert time.monotonic() < end, said.read_text(encoding="utf-8")[-500:]
         time.sleep(0.1)
 
 
 def start(command: list[str], said: Path) -> subprocess.Popen[bytes]:
     """A driver in a process of its own."""
     with said.open("a", encoding="utf-8") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cocot", *command], env=dict(os.environ), stdout=file, stderr=file
-        )
+        words = [sys.executable, "-m", "cocot", *command]
+        return subprocess.Popen(words, env=dict(os.environ), stdout=file, stderr=file)
 
 
 def checkpoints(run: Path) -> int:
@@ -73,7 +72,7 @@ def test_slurm_gives_what_this_machine_gives(cluster: SlurmOnThisMachine, tmp_pa
     command = compare(recipe, out, "--on", "slurm")
     driver = start(command, said)
     wait_for(lambda: driver.poll() is not None or checkpoints(out / "cot"), said)
-    assert driver.poll() is None, said.read_text()
+    assert driver.poll() is None, said.read_text()[-500:]
     driver.kill()
     driver.wait()
     job = Slurm(Share()).find(Training("cot", str(recipe), [], tiny_config(), RunFolder(out / "cot")))
@@ -85,7 +84,7 @@ def test_slurm_gives_what_this_machine_gives(cluster: SlurmOnThisMachine, tmp_pa
     wait_for(lambda: (out / "cot" / "model").exists() and checkpoints(out / "coconut"), said)
     cluster.lose_node()
     cluster.start_node()
-    assert driver.wait(timeout=300) == 0, said.read_text() + cluster.logs()
+    assert driver.wait(timeout=300) == 0, said.read_text()[-500:] + cluster.logs()
     assert main(compare(recipe, here)) == 0
     for method in ("cot", "coconut"):
         ours, theirs = weights(out / method), weights(here / method)

@@ -16,8 +16,8 @@ from cocot.data.dataset import StageData
 
 _CHUNK = 128
 """Batches of like lengths are looked for among so many: enough for little padding, few enough to vary."""
-_WINDOW = 32
-"""Chunks whose batches are put into an order of chance together: what is ahead of training need not be looked at."""
+_WINDOW = 2**17
+"""Problems, or a few more, whose batches are put into an order of chance together: further ahead nobody looks."""
 
 
 Lengths = Mapping[int, tuple[int, int]] | Sequence[tuple[int, int]]
@@ -64,7 +64,7 @@ class EpochSampler(Sampler[int]):
         """Groups of `size` problems in batches of like lengths."""
         batch_size = self._batch_size // size
         chunk = _CHUNK * batch_size
-        for window in _pieces(order, _WINDOW * chunk):
+        for window in _pieces(order, -(-_WINDOW // (chunk * size)) * chunk):
             batches: list[list[int]] = []
             for groups in _pieces(window, chunk):
                 batches += bucketed(list(groups), self._lengths_of(groups, size), batch_size)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -151,20 +152,21 @@ class _Command:
 
     def __call__(self) -> int:
         """Run it; its exit code."""
+        # Slurm sends what it sends to all processes of a job: SIGTERM is for the training, which saves its state, but
+        # the sign that the time is nearly over is for us.
+        words = ["/bin/sh", "-c", """trap '' USR2; exec "$@\"""", "sh", *self.words]
         with open(self.log, "ab") as log:
-            # a session of its own: what Slurm sends reaches it through us, once
-            self._process = subprocess.Popen(
-                self.words, stdout=log, stderr=log, start_new_session=True, env=os.environ | self.variables
-            )
-        signal.signal(signal.SIGTERM, lambda *_: self._process.terminate())
+            self._process = subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | self.variables)
         return self._process.wait()
 
     def checkpoint(self) -> Any:
         """Called by submitit before the time is over: let it save its state; what the job runs when it goes on."""
         from submitit.helpers import DelayedSubmission
 
-        self._process.terminate()
-        self._process.wait()
+        # This is called in the middle of `Popen.wait`, whose lock its other methods would wait for.
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._process.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(replace(self))
 
 
