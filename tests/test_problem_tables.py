@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -179,6 +180,40 @@ def test_tokens_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tokenizer(["0 1"], padding=True, truncation=False)
     monkeypatch.setattr("cocot.data.token_table.tokenize", lambda *_: pytest.fail("they were made again"))
     assert list(tokenized(table, build_tokenizer(PROBLEMS), None)) == first
+
+
+def test_what_is_set_aside_needs_no_tokens_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of other seeds set other problems aside, and read the same table of tokens."""
+    table, tokenizer = open_problems(put(tmp_path)), build_tokenizer(PROBLEMS)
+    tokenized(set_aside(table, 0.2, 7, seed=1)[0], tokenizer, None)
+    monkeypatch.setattr("cocot.data.token_table.tokenize", lambda *_: pytest.fail("they were made again"))
+    cut = tokenized(set_aside(table, 0.2, 7, seed=2)[0], tokenizer, None)
+    monkeypatch.undo()
+    assert list(cut) == tokenized(set_aside(PROBLEMS, 0.2, 7, seed=2)[0], tokenizer, None)
+
+
+TASK = """
+from cocot.tasks.prosqa import ProsQA
+
+class Mine(ProsQA):
+    def frontiers(self, problem):
+        return tuple(({} problem.graph.symbols[problem.graph.root],) for _ in problem.steps)
+"""
+
+
+def test_a_task_that_was_changed_has_other_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's task says other things of its problems since their tokens were made: they are made again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("cocot.data.token_table.allowed_cores", lambda: 1)
+    table, tokenizer, found = open_problems(put(tmp_path)), build_tokenizer(PROBLEMS), list[Any]()
+    for change in ("", "'0' or"):
+        (tmp_path / "my_task.py").write_text(TASK.format(change))
+        sys.modules.pop("my_task", None)
+        importlib.invalidate_caches()
+        frontiers = importlib.import_module("my_task").Mine().frontiers
+        found.append(list(tokenized(table, tokenizer, frontiers)))
+        assert found[-1] == tokenized(PROBLEMS, tokenizer, frontiers)
+    assert found[0] != found[1]
 
 
 def test_a_word_that_the_vocabulary_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 They are made once a tokenizer, by as many processes as there are cores, and kept in the cache of `datasets` beside the
 problems, where every later stage, run and process finds them.
 
-    cut = token_table(table, tokenizer)
-    cut.many([7, 3])
+    cut = tokenized(table, tokenizer, None)
+    many(cut, [7, 3])
 
 Read next: `data/dataset.py`, which reads them.
 """
@@ -12,6 +12,7 @@ Read next: `data/dataset.py`, which reads them.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,8 +55,8 @@ class TokenTable(Sequence[Tokenized]):
     def __getitem__(self, index: slice) -> list[Tokenized]: ...
     def __getitem__(self, index: int | slice) -> Tokenized | list[Tokenized]:
         """A problem; several of them in memory."""
-        many = self.many(range(len(self))[index] if isinstance(index, slice) else [index])
-        return many if isinstance(index, slice) else many[0]
+        found = range(len(self))[index]
+        return self.many([found])[0] if isinstance(found, int) else self.many(found)
 
     def many(self, indices: Sequence[int]) -> list[Tokenized]:
         """The problems of those indices, in their order: together they are found faster than one by one."""
@@ -114,7 +115,7 @@ def _token_table(table: ProblemTable, tokenizer: Tokenizer, frontiers: Frontiers
     ids = List(Value("int32"))
     pieces = {"question": ids, "steps": List(ids), "answer": ids, "frontiers": List(ids)}
     columns = Features({**pieces, "num_tokens": Value("int64"), "num_steps": Value("int64")})
-    key = hashlib.sha256(f"{table.key} {_key_of(tokenizer)} {_name_of(frontiers)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{table.key} {_key_of(tokenizer)} {_key_of_task(frontiers)}".encode()).hexdigest()[:32]
     folder = Path(table.rows.cache_files[0]["filename"]).parent
     cores = allowed_cores()
     try:
@@ -131,7 +132,7 @@ def _token_table(table: ProblemTable, tokenizer: Tokenizer, frontiers: Frontiers
             )
     except OSError as error:
         raise no_room("the training file", error) from error
-    return TokenTable(rows)
+    return TokenTable(table.among(rows))
 
 
 def _rows(lines: Sequence[str], tokenizer: Tokenizer, frontiers: Frontiers | None) -> dict[str, list[Any]]:
@@ -169,6 +170,10 @@ def _key_of(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _name_of(frontiers: Frontiers | None) -> str:
-    """Whose frontiers they are: the method of a task's class."""
-    return getattr(frontiers, "__qualname__", "") if frontiers else ""
+def _key_of_task(frontiers: Frontiers | None) -> str:
+    """Tells what a task says of its problems from what others say: by its name, and the file in which it stands."""
+    if frontiers is None:
+        return ""
+    file = Path(inspect.getsourcefile(frontiers) or "")
+    text = file.read_bytes() if file.is_file() else b""
+    return f"{frontiers.__qualname__} {hashlib.sha256(text).hexdigest()}"

@@ -52,7 +52,7 @@ class Listing(Generic[_Jobs]):
         """Begin.
 
         Args:
-            ask: The question; an OSError or RuntimeError is no answer.
+            ask: The question; an OSError, RuntimeError or RunError is no answer.
             known: What is known so far.
             seconds: For how long it is not asked again.
         """
@@ -69,7 +69,7 @@ class Listing(Generic[_Jobs]):
             try:
                 self._known = self._ask()
                 self._answered = time.monotonic()
-            except (OSError, RuntimeError) as error:  # it may be busy, or start again
+            except (OSError, RuntimeError, RunError) as error:  # it may be busy, or start again
                 if time.monotonic() - self._answered > _PATIENCE:
                     raise RunError(f"the cluster has not answered for ten minutes ({error}).") from error
             self._asked = time.monotonic()

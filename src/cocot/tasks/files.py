@@ -41,6 +41,7 @@ from cocot.system.files import new_file
 from cocot.tasks import gsm8k, prontoqa
 from cocot.tasks.problem import Graph, Problem
 from cocot.tasks.problem_table import ProblemTable, question_keys, selected
+from cocot.version import __version__
 
 _HUB = "hub:"
 _CHAIN_WORDS: tuple[str, ...] = (
@@ -93,7 +94,7 @@ def open_problems(source: str | Path) -> Sequence[Problem]:
     if size <= _MOST_BYTES:
         return read_problems(source)
     states = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((name, states)).encode()).hexdigest()[:32]
+    key = hashlib.sha256(repr((__version__, name, states)).encode()).hexdigest()[:32]
     return ProblemTable.of(name, key, partial(_problems_of, name))
 
 

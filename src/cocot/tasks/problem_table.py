@@ -32,13 +32,19 @@ class ProblemTable(Sequence[Problem]):
     """Problems on disk.
 
     Attributes:
-        key: Tells this table's problems from any others.
-        rows: Hugging Face's data set of them: `problem`, its JSON; `question`, its `question_key`.
+        key: Tells the problems of a file from any others.
+        rows: Hugging Face's data set of all of them: `problem`, its JSON; `question`, its `question_key`.
+        chosen: Which of them are in this table, ascending; None for all.
     """
 
-    def __init__(self, key: str, rows: Any) -> None:
+    def __init__(self, key: str, rows: Any, chosen: NDArray[np.int64] | None = None) -> None:
         """Take problems that are on disk."""
-        self.key, self.rows = key, rows
+        self.key, self.rows, self.chosen = key, rows, chosen
+        self._own = self.among(rows)
+
+    def among(self, rows: Any) -> Any:
+        """Those of a data set with a row for each problem of the file that are in this table."""
+        return rows if self.chosen is None else rows.select(self.chosen)
 
     @classmethod
     def of(cls, source: str, key: str, problems: Callable[[], Iterator[Problem]]) -> ProblemTable:
@@ -74,7 +80,7 @@ class ProblemTable(Sequence[Problem]):
 
     def __len__(self) -> int:
         """How many problems."""
-        return len(self.rows)
+        return len(self._own)
 
     @overload
     def __getitem__(self, index: int) -> Problem: ...
@@ -82,7 +88,7 @@ class ProblemTable(Sequence[Problem]):
     def __getitem__(self, index: slice) -> list[Problem]: ...
     def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
         """A problem; several of them in memory."""
-        found = self.rows[index]["problem"]
+        found = self._own[index]["problem"]
         return problem_of_line(found) if isinstance(found, str) else [problem_of_line(line) for line in found]
 
     def __iter__(self) -> Iterator[Problem]:
@@ -91,20 +97,20 @@ class ProblemTable(Sequence[Problem]):
 
     def lines(self) -> Iterator[str]:
         """All problems, in order, each as `line_of` writes it."""
-        for part in self.rows.select_columns("problem").iter(_AT_ONCE):
+        for part in self._own.select_columns("problem").iter(_AT_ONCE):
             yield from part["problem"]
 
     def question_keys(self) -> NDArray[np.int64]:
         """The `question_key` of every problem."""
-        found: NDArray[np.int64] = self.rows.select_columns("question").with_format("numpy")[:]["question"]
+        found: NDArray[np.int64] = self._own.select_columns("question").with_format("numpy")[:]["question"]
         return found
 
     def selected(self, chosen: NDArray[np.bool_]) -> ProblemTable:
         """The problems where `chosen` is true."""
         import numpy as np
 
-        digest = hashlib.sha256(np.packbits(chosen).tobytes()).hexdigest()[:16]
-        return ProblemTable(f"{self.key}-{digest}", self.rows.select(np.flatnonzero(chosen)))
+        found = np.flatnonzero(chosen)
+        return ProblemTable(self.key, self.rows, found if self.chosen is None else self.chosen[found])
 
 
 def no_room(source: str, error: BaseException) -> DataError:
