@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from runs_support import NO_DROPOUT_INIT, Finish, interrupted_in, tiny_config, weights, write_recipe
+from runs_support import NO_DROPOUT_INIT, Finish, environment, interrupted_in, tiny_config, weights, write_recipe
 from test_files import EXAMPLE, ORIGINAL
 from test_processes import launch
 
@@ -268,6 +274,54 @@ def test_processes_share_a_table(tmp_path: Path, finish: Finish) -> None:
     ours, theirs = weights(out), weights(tmp_path / "one")
     assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 2e-5
     assert len(list((tmp_path / "new").rglob("*.lock"))) > 0
+
+
+WITH_SIGNALS = """
+import cocot.data.token_table
+from cocot.system.interrupts import exit_on_signals
+exit_on_signals()
+cocot.data.token_table.allowed_cores = lambda: 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_processes_that_cut_tokens(tmp_path: Path, number: signal.Signals) -> None:
+    """One line, at once, and none of them lives on; the same command goes on."""
+    data = {"fresh": False, "generate": {}, "train": str(put(tmp_path, PROBLEMS * 1000))}
+    recipe = write_recipe(tmp_path / "mine.yaml", tiny_config(data=data))
+    program = WITH_SIGNALS + FROM_DISK
+    said = tmp_path / "said.txt"
+    with said.open("wb") as file:
+        command = [sys.executable, "-c", program, "train", str(recipe), "--out", str(tmp_path / "run")]
+        child = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            env=environment() | {"HF_DATASETS_CACHE": str(tmp_path / "new")},
+            start_new_session=True,
+        )
+    end = time.monotonic() + 100
+    while "token ids" not in said.read_text():
+        assert child.poll() is None, said.read_text()
+        assert time.monotonic() < end, said.read_text()[-500:]
+        time.sleep(0.05)
+    os.killpg(child.pid, number)
+    assert child.wait(timeout=20) == 128 + number
+    assert said.read_text().count("interrupted by") == 1
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in in_session(child.pid)):
+        assert time.monotonic() < end, "a process lives on"
+        time.sleep(0.1)
+
+
+def in_session(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError):
+            if os.getsid(pid) == leader:
+                found.append(pid)
+    return found
 
 
 class Counted:

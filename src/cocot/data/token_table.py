@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from cocot.data.encoding import Tokenized, encode_frontiers, tokenize
 from cocot.data.layout import Tokenizer
 from cocot.system.hardware import allowed_cores
+from cocot.system.interrupts import with_helpers
 from cocot.tasks.problem import Problem
 from cocot.tasks.problem_table import ProblemTable, no_room, problem_of_line
 from cocot.version import __version__
@@ -119,7 +120,7 @@ def _token_table(table: ProblemTable, tokenizer: Tokenizer, frontiers: Frontiers
     folder = Path(table.rows.cache_files[0]["filename"]).parent
     cores = allowed_cores()
     try:
-        with FileLock(folder / f"cocot-tokens-{key}.lock"):  # one process makes them, for all
+        with FileLock(folder / f"cocot-tokens-{key}.lock"), with_helpers():  # one process makes them, for all
             rows = table.rows.map(
                 partial(_rows, tokenizer=tokenizer, frontiers=frontiers),
                 batched=True,

@@ -106,6 +106,40 @@ def listening(note: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def with_helpers() -> Iterator[None]:
+    """Let a signal that ends this process end those, too, that it forks inside the block; they say nothing of it.
+
+    A library's pool would go on without its parent, which ends at once, and each of its processes print our line.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    import psutil  # takes a while, and every command begins here
+
+    owner, others = os.getpid(), set(psutil.Process().children())
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            os._exit(128 + number)
+        for helper in psutil.Process().children(recursive=True):
+            if helper not in others:
+                with suppress(psutil.Error):
+                    helper.kill()
+        signal.signal(number, before[signal.Signals(number)])
+        signal.raise_signal(number)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

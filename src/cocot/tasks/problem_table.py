@@ -116,7 +116,7 @@ class ProblemTable(Sequence[Problem]):
 def no_room(source: str, error: BaseException) -> DataError:
     """Why a table could not be written."""
     return DataError(
-        f"cannot keep the problems of {source} on disk: {error}. They take about as much room there as the file; "
+        f"cannot keep the problems of {source} on disk: {error}. They take two or three times the room of the file; "
         "HF_DATASETS_CACHE names another folder for them."
     )
 
