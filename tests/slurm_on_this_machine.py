@@ -50,6 +50,9 @@ class SlurmOnThisMachine:
 
         Args:
             folder: Empty; its path is short, since it holds a socket.
+
+        Raises:
+            TimeoutError: it does not start.
         """
         self._folder, self._host = folder, socket.gethostname().split(".")[0]
         for name in ("state", "spool"):
@@ -116,7 +119,8 @@ class SlurmOnThisMachine:
             done = subprocess.run(sinfo, capture_output=True, text=True, check=False, env=self._environment())
             if state in done.stdout.split():
                 return
-            assert time.monotonic() < end, (done, self.logs())
+            if time.monotonic() > end:
+                raise TimeoutError(f"{done.stderr.strip()} {self.logs()}")
             time.sleep(0.2)
 
     def _steps(self) -> list[int]:
