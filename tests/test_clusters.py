@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 from runs_support import environment, tiny_config, weights, write_recipe
 
 from cocot.cli import main
-from cocot.experiments.clusters import Ray, Share
+from cocot.errors import RunError
+from cocot.experiments import clusters
+from cocot.experiments.clusters import Listing, Ray, Share
 from cocot.experiments.jobs import Training
 from cocot.training.run_folder import RunFolder
 
@@ -87,3 +90,26 @@ def test_a_cluster_gives_what_this_machine_gives(cluster: Any, tmp_path: Path) -
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert any(job.submission_id.endswith("-1") for job in jobs_of(cluster)), "no job was lost and started again"
+
+
+def test_a_cluster_that_refuses_jobs_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has just begun takes them soon; one that does not is named; a lost answer starts nothing twice."""
+    asked, known = list[str](), dict[str, Any]()
+
+    def submit_job(submission_id: str, answers_after: int, takes: bool = False) -> None:
+        asked.append(submission_id)
+        if takes:
+            known[submission_id] = "taken"
+        if len(asked) < answers_after:
+            raise RuntimeError("No available agent to submit job, please try again later.")
+
+    found = Ray.__new__(Ray)
+    found._client, found._listing = SimpleNamespace(submit_job=submit_job), Listing(lambda: known, known)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    found._submit("a", answers_after=3)
+    assert len(asked) == 3
+    found._submit("b", answers_after=99, takes=True)
+    assert len(asked) == 4
+    monkeypatch.setattr(clusters, "_WARM_UP", 0.0)
+    with pytest.raises(RunError, match="does not take the job c: No available agent"):
+        found._submit("c", answers_after=99)

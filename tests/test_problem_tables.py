@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,24 @@ def test_what_cannot_be_read_line_by_line_is_read_whole(tmp_path: Path) -> None:
         assert open_problems(path) == read_problems(path)
     with pytest.raises(DataError, match="cannot read problems from"):
         open_problems(tmp_path / "absent.jsonl")
+
+
+def test_a_large_data_set_of_the_hub_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is loaded once where it is small."""
+    import datasets
+
+    lines = [{"question": problem.question, "steps": problem.steps, "answer": problem.answer} for problem in PROBLEMS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, loaded = datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train"), list[str]()
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: loaded.append(name) or rows)
+    plain = [replace(problem, graph=None) for problem in PROBLEMS]
+    table = open_problems("hub:me/mine:train")
+    assert isinstance(table, ProblemTable)
+    assert list(table) == plain
+    loaded.clear()
+    monkeypatch.setattr(files, "_MOST_BYTES", 2**29)
+    assert open_problems("hub:me/mine:train") == plain
+    assert loaded == ["me/mine"]
 
 
 def test_a_bad_line_is_named_and_leaves_no_table(tmp_path: Path, on_disk: Path) -> None:

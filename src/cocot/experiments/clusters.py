@@ -35,6 +35,7 @@ class Share:
     Attributes:
         cores: CPU cores; also the threads that it computes with.
         gpus: GPUs.
+        cluster: Its kind.
     """
 
     cores: int = 1
@@ -80,18 +81,34 @@ class Listing(Generic[_Jobs]):
         self._asked = float("-inf")
 
 
-def slots(jobs: int | None) -> int | None:
-    """How many trainings may run at a time; None for as many as the cluster has room for.
+class Cluster:
+    """What trainings on clusters have in common."""
 
-    Raises:
-        ConfigError: below 1.
-    """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
-    return jobs
+    def __init__(self, share: Share, jobs: int | None) -> None:
+        """Begin.
+
+        Args:
+            share: What each training gets.
+            jobs: Trainings at a time; None for as many as the cluster has room for.
+
+        Raises:
+            ConfigError: `jobs` is below 1.
+        """
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f"{jobs} trainings at a time are none; --jobs must be at least 1.")
+        self._share, self._jobs = share, jobs
+
+    def num_slots(self, num_trainings: int) -> int:
+        """As many as were asked for; the cluster itself lets those wait for which it has no room."""
+        return num_trainings if self._jobs is None else min(self._jobs, num_trainings)
+
+    def _variables(self) -> dict[str, str]:
+        """What the environment of a training says of its share; a cluster itself may hide no GPU."""
+        hidden = {} if self._share.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        return {"OMP_NUM_THREADS": str(self._share.cores), **hidden}
 
 
-class Ray:
+class Ray(Cluster):
     """Jobs of a Ray cluster."""
 
     def __init__(self, share: Share, jobs: int | None = None, address: str | None = None) -> None:
@@ -105,7 +122,7 @@ class Ray:
         Raises:
             ConfigError: Ray is not installed, there is no cluster, or `jobs` is below 1.
         """
-        self._share, self._jobs = share, slots(jobs)
+        super().__init__(share, jobs)
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
@@ -120,10 +137,6 @@ class Ray:
         self._listing = Listing[dict[str, Any]](self._list, {})
         self._listing.forget()
 
-    def num_slots(self, num_trainings: int) -> int:
-        """As many as were asked for; the cluster itself lets those wait for which it has no room."""
-        return num_trainings if self._jobs is None else min(self._jobs, num_trainings)
-
     def find(self, training: Training) -> _RayJob | None:
         """The job of its run folder that waits or runs."""
         going = [name for name, job in self._jobs_of(training).items() if not job.status.is_terminal()]
@@ -135,16 +148,13 @@ class Ray:
         name = f"{_name(training)}-{max(numbers, default=-1) + 1}"
         training.run.log_file.touch()
         log = shlex.quote(str(training.run.log_file.resolve()))
-        variables = {"OMP_NUM_THREADS": str(self._share.cores)}
-        if not self._share.gpus:
-            variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray itself hides none
         where = shlex.quote(str(Path.cwd()))
         self._submit(
             name,
             entrypoint=f"cd {where} && exec {shlex.join(training.command)} >> {log} 2>&1",
             entrypoint_num_cpus=self._share.cores,
             entrypoint_num_gpus=self._share.gpus,
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": self._variables()},
             metadata={"training": training.name},
         )
         return _RayJob(self, name)

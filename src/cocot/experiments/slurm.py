@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cocot.errors import ConfigError, RunError
-from cocot.experiments.clusters import Listing, Share, slots
+from cocot.experiments.clusters import Cluster, Listing, Share
 from cocot.experiments.jobs import Training
 
 _MINUTES = 240
@@ -35,7 +35,7 @@ _LATE = 60.0
 _STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-class Slurm:
+class Slurm(Cluster):
     """Jobs of a Slurm cluster."""
 
     def __init__(self, share: Share, jobs: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Slurm:
         Raises:
             ConfigError: submitit is not installed, there is no cluster, or `jobs` is below 1.
         """
-        self._share, self._jobs = share, slots(jobs)
+        super().__init__(share, jobs)
         try:
             import submitit
         except ImportError as error:
@@ -60,10 +60,6 @@ class Slurm:
             self._queue = Listing(_queued, _queued(), seconds=5.0)
         except RunError as error:
             raise ConfigError(f"no Slurm cluster answers: {error}") from error
-
-    def num_slots(self, num_trainings: int) -> int:
-        """As many as were asked for; the cluster itself lets those wait for which it has no room."""
-        return num_trainings if self._jobs is None else min(self._jobs, num_trainings)
 
     def find(self, training: Training) -> _SlurmJob | None:
         """The newest job of its run folder, if it waits or runs."""
@@ -80,7 +76,6 @@ class Slurm:
         share, folder, utils = self._share, _folder(training), self._submitit.core.utils
         folder.mkdir(parents=True, exist_ok=True)
         training.run.log_file.touch()
-        variables = {"OMP_NUM_THREADS": str(share.cores), **({} if share.gpus else {"CUDA_VISIBLE_DEVICES": ""})}
         executor = self._submitit.SlurmExecutor(folder, max_num_timeout=_ENOUGH)
         executor.update_parameters(
             job_name=f"cocot {training.name}",
@@ -91,7 +86,7 @@ class Slurm:
             **({"gpus_per_node": share.gpus} if share.gpus else {}),
         )
         try:
-            job = executor.submit(_Command(training.command, str(training.run.log_file.resolve()), variables))
+            job = executor.submit(_Command(training.command, str(training.run.log_file.resolve()), self._variables()))
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             raise RunError(f"Slurm does not take the job of {training.name}: {_last_line(str(error))}") from error
         self._queue.forget()

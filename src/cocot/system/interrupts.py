@@ -16,10 +16,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNFINISHED: set[Path] = set()
@@ -75,6 +76,19 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None], before: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Let `handle` have every signal that is not ignored, and afterwards those have them that had them `before`."""
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def listening(note: Callable[[int], None]) -> Iterator[None]:
     """Pass signals to `note` in place of ending the process: the block stops by itself, where nothing is lost.
 
@@ -96,14 +110,8 @@ def listening(note: Callable[[int], None]) -> Iterator[None]:
         first.append(time.monotonic())
         note(number)
 
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, hear)
-    try:
+    with _handled(hear, before):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -130,14 +138,8 @@ def with_helpers() -> Iterator[None]:
         signal.signal(number, before[signal.Signals(number)])
         signal.raise_signal(number)
 
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
+    with _handled(end, before):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def remove(path: Path) -> None:

@@ -70,7 +70,12 @@ def read_problems(source: str | Path) -> list[Problem]:
         DataError: the file is missing or not readable, a line is malformed, a field is missing, empty or of the wrong
             type. The message names the file and the line (of a list: the item). Or the data set cannot be loaded.
     """
-    problems = list(_problems(_items_of(source)))
+    name = str(source)
+    return _all_of(source, _hub_items(name, _hub_rows(name)) if name.startswith(_HUB) else _file_items(Path(source)))
+
+
+def _all_of(source: str | Path, items: Iterable[tuple[str, Any]]) -> list[Problem]:
+    problems = list(_problems(items))
     if not problems:
         raise DataError(f"{source} holds no problems. {_FORMAT}")
     return problems
@@ -79,7 +84,7 @@ def read_problems(source: str | Path) -> list[Problem]:
 def open_problems(source: str | Path) -> Sequence[Problem]:
     """As `read_problems`, but more than 512 MiB of problems are read from a table on disk, as they are asked for.
 
-    A list in JSON and a packed file are read whole, whatever their size.
+    A list in JSON is read whole, whatever its size, and a packed file refused if it unpacks to more.
 
     Raises:
         DataError: as `read_problems`; or there is no room for the table.
@@ -87,32 +92,31 @@ def open_problems(source: str | Path) -> Sequence[Problem]:
     name = str(source)
     if name.startswith(_HUB):
         rows = _hub_rows(name)
-        size, files = rows.data.nbytes, [Path(file["filename"]) for file in rows.cache_files]
+        if rows.data.nbytes <= _MOST_BYTES:
+            return _all_of(source, _hub_items(name, rows))
+        files = [Path(file["filename"]) for file in rows.cache_files]
     else:
         files = [Path(source)]
         size = files[0].stat().st_size if _is_of_lines(files[0]) else 0
-    if size <= _MOST_BYTES:
-        return read_problems(source)
+        if size <= _MOST_BYTES:
+            return read_problems(source)
     states = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     key = hashlib.sha256(repr((__version__, name, states)).encode()).hexdigest()[:32]
     return ProblemTable.of(name, key, partial(_problems_of, name))
 
 
 def _problems_of(source: str) -> Iterator[Problem]:
-    return _problems(_hub_items(source) if source.startswith(_HUB) else _line_items(Path(source)))
+    is_on_hub = source.startswith(_HUB)
+    return _problems(_hub_items(source, _hub_rows(source)) if is_on_hub else _line_items(Path(source)))
 
 
 def _problems(items: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
     return (_problem(item, where) for where, item in items)
 
 
-def _items_of(source: str | Path) -> Iterator[tuple[str, Any]]:
-    return _hub_items(str(source)) if str(source).startswith(_HUB) else _file_items(Path(source))
-
-
-def _hub_items(source: str) -> Iterator[tuple[str, Any]]:
+def _hub_items(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """The rows of a data set on the Hub."""
-    return ((f"{source}, item {number}", row) for number, row in enumerate(_hub_rows(source), start=1))
+    return ((f"{source}, item {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _hub_rows(source: str) -> Any:
