@@ -169,6 +169,13 @@ def test_without_trust_it_does_not_think(exported: tuple[Any, Path]) -> None:
     assert [written_alone(bare, question) for question in QUESTIONS] != outputs(model, QUESTIONS)
 
 
+def test_an_engine_that_cannot_think_does_not_know_the_class(exported: tuple[Any, Path]) -> None:
+    """Engines choose a class by `architectures`; the plain one's name would let them take placeholders for words."""
+    model, folder = exported
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    assert name == f"Thinking{type(model).__name__}"
+
+
 @pytest.mark.parametrize("kind", ["llama", "codi", "pccot", "soft"])
 def test_a_thought_at_the_end_of_a_prompt(kind: str) -> None:
     """Without an end marker the last column is a thought itself; the numbers are those of cocot's forward."""

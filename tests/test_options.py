@@ -148,6 +148,7 @@ NAMES = {
     ("reproduce", "--scale"): "cpuu",
     ("reproduce", "--methods"): "cocont",
     ("reproduce", "--axis"): "metod=cot",
+    **{(name, "--search"): "train.learning_rat=1e-3,3e-3" for name in ("compare", "reproduce")},
     ("compare", "--methods"): "cocont",
     ("eval", "--task"): "prosqaa",
     ("probe", "--task"): "prosqaa",
@@ -163,6 +164,7 @@ MEANT = {"dmeo": "demo", "prosqua": "prosqa", "prosqaa": "prosqa", "cpuu": "cpu"
 MEANT |= {
     "rya": "ray",
     "metod=cot": "method",
+    "train.learning_rat=1e-3,3e-3": "train.learning_rate",
     "smal": "small",
     "cudaa": "cuda",
     "balancd": "balanced",
@@ -191,6 +193,8 @@ def test_a_name_that_is_nearly_one(command: str, option: str, place: Path, capsy
         words[0] = wrong
     if command == "export":
         words.append("--embeds")
+    if option == "--search":
+        words[words.index("--methods") + 1] = "cot"
     if option in ("--mode", "--rendering") and command != "data":
         words[0] = "prosqa-small"  # whose task knows them
     err = call([command, *words], place, capsys, False)

@@ -225,12 +225,13 @@ def test_every_class_that_is_said_to_think_is_tested() -> None:
     assert {type(make()).__name__ for make in KINDS.values()} == set(ARCHITECTURES)
 
 
+MODEL_IMPL = "a model class of transformers (--model-impl)"
 REFUSED: dict[str, dict[str, Any]] = {
     "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     "pipeline parallelism": {"pipeline_parallel_size": 2},
     "context parallelism": {"prefill_context_parallel_size": 2},
     "batches cut in parts (--enable-dbo, --ubatch-size)": {"enable_dbo": True},
-    "a model class of transformers (--model-impl)": {"model_impl": "transformers"},
+    MODEL_IMPL: {"model_impl": "transformers"},
     "key-value connectors and offloading": {"kv_offloading_size": 1.0},
     "a scheduler of your own": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
     "prompts as embeddings (--enable-prompt-embeds)": {"enable_prompt_embeds": True},
@@ -279,11 +280,18 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     paths = {name: str(module.export(model, place / name, TOKENIZER)) for name, model in folders.items()}
     wanted = {name: [path, ENGINE] for name, path in paths.items()}
     wanted |= {name: [paths["thinks"], ENGINE | engine] for name, engine in REFUSED.items()}
+    old = shutil.copytree(paths["thinks"], place / "old")  # as folders were exported before they named the class
+    settings = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(settings | {"architectures": ["LlamaForCausalLM"]}))
+    wanted |= {"old": [str(old), ENGINE], MODEL_IMPL: [str(old), ENGINE | REFUSED[MODEL_IMPL]]}
     wanted["plain with embeddings"] = [paths["pauses"], ENGINE | {"enable_prompt_embeds": True}]
     files = place / "wanted.json", place / "found.json"
     files[0].write_text(json.dumps(wanted))
-    subprocess.run([sys.executable, "-c", CONFIGURE, *map(str, files)], check=True, env=environment(), timeout=300)
-    found: dict[str, Any] = json.loads(files[1].read_text())
+    found: dict[str, Any] = {}
+    for prefix, plugins in (("", {}), ("without the plugin: ", {"VLLM_PLUGINS": ""})):
+        command = [sys.executable, "-c", CONFIGURE, *map(str, files)]
+        subprocess.run(command, check=True, env=environment() | plugins, timeout=300)
+        found |= {prefix + name: result for name, result in json.loads(files[1].read_text()).items()}
     return found
 
 
@@ -308,11 +316,22 @@ def test_models_that_cannot_think_inside_vllm_are_refused(name: str, reason: str
     assert reason in configured[name]
 
 
+@pytest.mark.parametrize("name", ["thinks", "refined", "decides", "other class"])
+def test_without_the_plugin_vllm_refuses_a_model_that_thinks(name: str, configured: dict[str, Any]) -> None:
+    """It does not know the class, and so does not take placeholders for words."""
+    assert "Model architectures ['Thinking" in configured[f"without the plugin: {name}"]
+    assert configured["without the plugin: pauses"] == [["LlamaForCausalLM"], None, {}]
+
+
 def test_only_folders_that_think_are_changed(configured: dict[str, Any]) -> None:
     """A model that thinks in pause tokens is served by vLLM's own class and scheduler."""
-    assert configured["thinks"] == [
-        ["ThinkingLlamaForCausalLM"],
-        "cocot.serving.vllm.scheduler.ThoughtScheduler",
-        {"temperature": 0.0},
-    ]
+    assert (
+        configured["thinks"]
+        == configured["old"]
+        == [
+            ["ThinkingLlamaForCausalLM"],
+            "cocot.serving.vllm.scheduler.ThoughtScheduler",
+            {"temperature": 0.0},
+        ]
+    )
     assert configured["pauses"] == configured["plain with embeddings"] == [["LlamaForCausalLM"], None, {}]

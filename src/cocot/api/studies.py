@@ -23,6 +23,7 @@ from cocot.experiments import compare as comparison
 from cocot.experiments.clusters import Ray, Share
 from cocot.experiments.estimates import describe_plan, estimate
 from cocot.experiments.jobs import Launcher, ThisMachine
+from cocot.experiments.search import in_number
 from cocot.experiments.slurm import Slurm
 from cocot.experiments.study import METHOD, SEED, Study, Trial, chosen_scale, read_study, trials
 from cocot.experiments.tables import Table
@@ -66,6 +67,7 @@ def compare(
     *,
     num_problems: int = 1000,
     test_file: str | PathLike[str] | None = None,
+    search: Mapping[str, Sequence[Any]] | None = None,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -78,6 +80,8 @@ def compare(
         out: Folder of the table and the runs; by default `runs/` and the name of the recipe.
         num_problems: Fresh problems to evaluate on.
         test_file: A file of problems to evaluate on, besides fresh ones.
+        search: Settings that are searched, dotted fields of the recipe with their values: every method is trained with
+            every combination and the recipe's seed, and keeps the one with the highest accuracy on validation problems.
         jobs: Trainings at a time, each with its share of the cores and a GPU; None for one, on a cluster for as many as
             it has room for.
         on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
@@ -97,7 +101,7 @@ def compare(
         write_json(Path(name), asdict(recipe))
     else:
         name = fspath(recipe)
-    study = Study(name, {METHOD: list(methods)}, num_problems=num_problems)
+    study = Study(name, {METHOD: list(methods)}, num_problems=num_problems).with_search(search or {})
     chosen = trials(study, override_words(overrides))
     at_a_time = 1 if jobs is None and on is None else jobs
     return _made(_Planned(study, chosen, folder, at_a_time, on), test_file)
@@ -113,6 +117,7 @@ def reproduce(
     seeds: int = 1,
     num_problems: int | None = None,
     test_file: str | PathLike[str] | None = None,
+    search: Mapping[str, Sequence[Any]] | None = None,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -128,6 +133,8 @@ def reproduce(
         seeds: Trainings a method, with the seeds 0, 1, ...
         num_problems: Problems a test set; None for as many as the study says.
         test_file: A file of problems, as a further test set.
+        search: Settings that are searched, dotted fields of the recipe with their values: every row is trained with
+            every combination and seed 0, and keeps the one with the highest accuracy on validation problems.
         jobs: Trainings at a time; None for one for each core on a CPU, else 1, and on a cluster for as many as it has
             room for.
         on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
@@ -149,6 +156,7 @@ def reproduce(
         axes=axes,
         seeds=seeds,
         num_problems=num_problems,
+        search=search,
         jobs=jobs,
         on=on,
         **overrides,
@@ -173,7 +181,7 @@ def describe_study(
         Interrupted: a signal came.
     """
     planned = _planned(study, scale, out, **settings)
-    trainings = comparison.make_trainings(planned.study, planned.trials, planned.out)
+    trainings = comparison.make_trainings(planned.study, in_number(planned.trials), planned.out)
     _LOGGER.info("measuring the speed of every run on a few steps ...")
     estimates = estimate(trainings, planned.num_at_a_time, planned.out)
     head = f"{study} at scale {chosen_scale(study, scale)}: {planned.study.note}"
@@ -188,6 +196,7 @@ def _planned(
     axes: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 1,
     num_problems: int | None = None,
+    search: Mapping[str, Sequence[Any]] | None = None,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -197,6 +206,7 @@ def _planned(
         study = study.with_values(axis, values)
     if num_problems is not None:
         study = replace(study, num_problems=num_problems)
+    study = study.with_search(search or {})
     chosen = trials(study, override_words(overrides))
     return _Planned(study, chosen, default_folder(out, f"{name}_{chosen_scale(name, scale)}"), jobs, on)
 

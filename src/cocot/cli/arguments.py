@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--jobs", type=_POSITIVE, help="trainings at a time (default: 1; on a cluster as many as it has room for)"
     )
+    _add_search_argument(sub)
     _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
 
@@ -123,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan, with times measured in a pilot run, and stop"
     )
+    _add_search_argument(sub)
     _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
@@ -251,6 +253,18 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--hops", type=_SIZE, nargs="+", help="prosqa: steps to the target; prontoqa: rules of a proof")
     source.add_argument("--steps", type=_SIZE, nargs="+", help="gsm8k: equations a problem, 1 to 6")
     source.add_argument("--largest", type=_POSITIVE, help="gsm8k: the largest number that a question names")
+
+
+def _add_search_argument(sub: argparse.ArgumentParser) -> None:
+    """Settings of which every row keeps its best."""
+    sub.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="SETTING=VALUES",
+        help="train every row with each of these values and one seed, and keep what is best on validation problems: "
+        "--search train.learning_rate=1e-3,3e-3 (several: every combination)",
+    )
 
 
 def _add_cluster_arguments(sub: argparse.ArgumentParser) -> None:

@@ -103,7 +103,7 @@ def _train(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     _silence_libraries()
     from cocot.api.studies import compare
-    from cocot.experiments.tables import plain
+    from cocot.experiments.study import axis_values
     from cocot.training.recipes import parse_overrides
 
     table = compare(
@@ -112,12 +112,13 @@ def _compare(args: argparse.Namespace) -> int:
         args.out,
         num_problems=args.problems,
         test_file=args.data,
+        search=dict(axis_values(words) for words in args.search),
         jobs=args.jobs,
         on=_share(args),
         **parse_overrides(args.overrides),
     )
     out = table.path
-    print(f"\n{plain(table.rows)}\n")
+    print(f"\n{table}\n")
     print(f"files: {out}/table.json, {out}/table.md, {out}/METHOD/ (model, metrics, answers)")
     return 0
 
@@ -147,6 +148,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         "axes": dict(axis_values(words) for words in args.axis),
         "seeds": args.seeds,
         "num_problems": args.problems,
+        "search": dict(axis_values(words) for words in args.search),
         "jobs": args.jobs,
         **parse_overrides(args.overrides),
     }
@@ -286,7 +288,10 @@ def _export(args: argparse.Namespace) -> int:
         print(f"{len(problems):,} prompts: {args.folder}")
         return 0
     export(args.model, args.folder)
-    print(f"model: {args.folder}\nserve it with: transformers serve {args.folder} --trust-remote-code")
+    print(
+        f"model: {args.folder}\nserve it with: transformers serve {args.folder} --trust-remote-code, "
+        f"or, where cocot is installed beside vLLM: vllm serve {args.folder}"
+    )
     return 0
 
 

@@ -30,7 +30,8 @@ from cocot.evaluation.evaluate import (
 )
 from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_interval
 from cocot.experiments.jobs import Launcher, ThisMachine, Training, share_stages, train_all
-from cocot.experiments.study import SEED, Study, Trial
+from cocot.experiments.search import of_the_search, rows_of_search, with_best_settings
+from cocot.experiments.study import Study, Trial
 from cocot.experiments.tables import shortcuts_of, write_table
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import answer
@@ -84,9 +85,11 @@ def compare(
     """
     if not study.tests and not test_file:
         raise ConfigError("this study has no problems of its own to ask; name a file of them with --data.")
+    launcher = launcher or ThisMachine(1)
+    trials, search = _searched(study, trials, out, launcher)
     tests = [_tests(study, trial, trials[0].config.seed, out, test_file) for trial in trials]
     trainings = make_trainings(study, trials, out)
-    train_all(trainings, launcher or ThisMachine(1))
+    train_all(trainings, launcher)
     pairs = tqdm(list(zip(trainings, tests, strict=True)), desc="answers", unit="run")
     answers = [_ask(training, own, study.ablations) for training, own in pairs]
     sets = {path: problems for own in tests for path, problems in own.values()}
@@ -95,11 +98,26 @@ def compare(
         "note": study.note,
         "environment": environment(),
         "rows": _rows(study, trials, trainings, answers),
+        "search": search,
         "ablations": _ablation_rows(trials, answers),
         "tests": {str(path.relative_to(out)): shortcuts_of(task, problems) for path, problems in sets.items()},
     }
     write_table(table, out)
     return table
+
+
+def _searched(
+    study: Study, trials: Sequence[Trial], out: Path, launcher: Launcher
+) -> tuple[Sequence[Trial], list[dict[str, Any]]]:
+    """The trials with the settings that their rows keep, trained with all of them before; and what each reached."""
+    if not study.search:
+        return trials, []
+    first = of_the_search(trials)
+    trainings = make_trainings(study, first, out)
+    train_all(trainings, launcher)
+    reached = {trial.path: training.run.validation_accuracy() for trial, training in zip(first, trainings, strict=True)}
+    kept = with_best_settings(trials, reached)
+    return kept, rows_of_search(trials, reached, kept)
 
 
 def fresh_problems(config: RunConfig, count: int, seed: int, **settings: Any) -> list[Problem]:
@@ -206,7 +224,8 @@ def _rows(
             }
             results[test] = {**_summary(mine), "p_values": p_values}
         return {
-            "values": {axis: value for axis, value in trials[first].values.items() if axis != SEED},
+            "values": trials[first].row,
+            "settings": trials[first].settings,
             "seeds": [trials[index].config.seed for index in own[group]],
             "tests": results,
             "train_problems": fmean(_train_problems(trainings[index]) for index in own[group]),
@@ -261,7 +280,7 @@ def _ablation_rows(trials: Sequence[Trial], answers: Sequence[Answers]) -> list[
     """One row a model that thinks and a control, seeds apart: a control belongs to its model."""
     return [
         {
-            "values": {**trial.values, "thoughts": name},
+            "values": {**trial.values, **trial.settings, "thoughts": name},
             "tests": {test: _summary([found[name]]) for test, found in own.items()},
         }
         for trial, own in zip(trials, answers, strict=True)

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from cocot.errors import RunError
 from cocot.experiments import charts
-from cocot.experiments.tables import cells, read_table, shortcuts
+from cocot.experiments.tables import SEARCH, cells, cells_of_search, read_table, shortcuts
 from cocot.interpret.drawing import drawing
 from cocot.interpret.search_data import SearchData
 from cocot.interpret.terminal import tables as tables_of
@@ -55,6 +55,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
             continue
         notes.append(table["note"])
         tables.append({"title": f"Results of {folder}", "cells": cells(table["rows"])})
+        if tried := cells_of_search(table.get("search", [])):
+            tables.append({"title": SEARCH, "cells": tried})
         if table["ablations"]:
             tables.append({"title": "With other thoughts, and with fewer", "cells": cells(table["ablations"])})
         lines += shortcuts(table)

@@ -41,6 +41,8 @@ class Study:
         ablations: Whether models that think are also asked with other thoughts, and with fewer.
         note: What a reader of the table must know of its scale.
         paper: The paper's figures by value of the first axis: accuracy, and tokens if it has them.
+        search: Settings that are searched: dotted fields of the recipe, each with its values. Every row is trained with
+            every combination of them, and keeps the one that its validation problems choose (`experiments/search.py`).
     """
 
     recipe: str
@@ -50,6 +52,7 @@ class Study:
     ablations: bool = False
     note: str = ""
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def with_axis(self, axis: str, values: Sequence[Any]) -> Study:
         """The same study with other values of an axis.
@@ -79,9 +82,22 @@ class Study:
             raise ConfigError(f"{words!r} gives no axis of this study its values; its axes are: {', '.join(names)}.")
         return self.with_axis(names[axis], values)
 
+    def with_search(self, search: Mapping[str, Sequence[Any]]) -> Study:
+        """The same study with a search of these settings.
+
+        Raises:
+            ConfigError: there is nothing to choose among, or one of the settings is an axis of the study.
+        """
+        for setting, values in search.items():
+            if setting in (*self.axes, METHOD, SEED):
+                raise ConfigError(f"{setting} is an axis of this study: its values are compared, and none is chosen.")
+            if len(values) < 2:
+                raise ConfigError(f"a search of {setting} takes at least two values: {setting}=VALUE,VALUE.")
+        return replace(self, search=dict(search))
+
 
 def axis_values(words: str) -> tuple[str, list[Any]]:
-    """An axis and its values as said on the command line: `layers=2,4`.
+    """An axis or a setting and its values as said on the command line: `layers=2,4`.
 
     Raises:
         ConfigError: the words are not of that form.
@@ -99,24 +115,31 @@ class Trial:
 
     Attributes:
         values: Its value of each axis, by the axis's short name.
+        settings: Its value of each setting that is searched, by the setting's name.
         overrides: Its settings as dotted overrides of the recipe.
         config: The resolved recipe.
         path: Its run folder within that of the study: a folder an axis.
     """
 
     values: dict[str, str]
+    settings: dict[str, str]
     overrides: list[str]
     config: RunConfig
     path: Path
 
     @property
+    def row(self) -> dict[str, str]:
+        """The values but the seed, which are those of its row of the table."""
+        return {axis: value for axis, value in self.values.items() if axis != SEED}
+
+    @property
     def group(self) -> tuple[str, ...]:
-        """The values but the seed: trials of one group are one row of the table."""
-        return tuple(value for axis, value in self.values.items() if axis != SEED)
+        """The same without the names: trials of one group are one row of the table."""
+        return tuple(self.row.values())
 
 
 def trials(study: Study, overrides: Sequence[str]) -> list[Trial]:
-    """Every training of the study, the last axis turning fastest.
+    """Every training of the study, the last axis turning fastest, a search's with every combination of its settings.
 
     Args:
         study: The study.
@@ -125,16 +148,16 @@ def trials(study: Study, overrides: Sequence[str]) -> list[Trial]:
     Raises:
         ConfigError: an axis sets what no recipe has, or an impossible value.
     """
-    options = [_options(axis, values) for axis, values in study.axes.items()]
+    options = [_options(axis, values) for axis, values in {**study.axes, **study.search}.items()]
     made: list[Trial] = []
     for chosen in product(*options):
-        values = {axis: value for axis, value, _ in chosen}
         own = [*overrides, *(word for *_, settings in chosen for word in override_words(settings))]
-        first, *rest = values.items()
-        path = Path(first[1], *(f"{axis}_{value}" for axis, value in rest))
+        texts = [(axis, value) for axis, value, _ in chosen]
+        axes, settings = texts[: len(study.axes)], texts[len(study.axes) :]
+        path = Path(axes[0][1], *(f"{axis}_{value}" for axis, value in [*axes[1:], *settings]))
         if any(path == other.path for other in made):
             raise ConfigError(f"{path} is there twice; name each value of an axis once.")
-        made.append(Trial(values, own, read_recipe(study.recipe, own), path))
+        made.append(Trial(dict(axes), dict(settings), own, read_recipe(study.recipe, own), path))
     return made
 
 

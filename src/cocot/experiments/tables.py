@@ -23,6 +23,9 @@ Row = dict[str, Any]
 SCHEMA = 2
 
 BY_STEPS = "Accuracy by the steps of the written solution"
+SEARCH = (
+    "The search of settings: accuracy on validation problems with the first seed; each row keeps the one in brackets"
+)
 
 
 class Table:
@@ -59,6 +62,11 @@ class Table:
         return list(self.content["ablations"])
 
     @property
+    def search(self) -> list[Row]:
+        """What every combination of the searched settings reached; empty where none were searched."""
+        return list(self.content.get("search", []))
+
+    @property
     def shortcuts(self) -> list[str]:
         """A line for each test set: what rules that do not reason would reach on it."""
         return shortcuts(self.content)
@@ -71,6 +79,8 @@ class Table:
 
     def __str__(self) -> str:
         parts = [plain(rows) for rows in (self.rows, self.ablations) if rows]
+        if search := cells_of_search(self.search):
+            parts.insert(1, f"{SEARCH}:\n{align(search)}")
         if steps := cells_by_steps(self.rows):
             parts.insert(1, align(steps))
         return "\n\n".join([*parts, *(["\n".join(self.shortcuts)] if self.shortcuts else [])])
@@ -79,12 +89,14 @@ class Table:
         """For notebooks: the tables, and what stands below them."""
         steps = cells_by_steps(self.rows)
         by_steps = [heading(BY_STEPS), table(steps)] if steps else []
+        search = [heading(SEARCH), table(cells_of_search(self.search))]
         ablations = [heading("With other thoughts, and with fewer"), table(cells(self.ablations))]
         return block(
             heading(str(self.path)),
             *([paragraph(self.content["note"])] if self.content["note"] else []),
             table(cells(self.rows)),
             *by_steps,
+            *(search if self.search else []),
             *(ablations if self.ablations else []),
             *map(paragraph, self.shortcuts),
         )
@@ -97,6 +109,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """
     axes, tests = list(rows[0]["values"]), list(rows[0]["tests"])
     columns: list[tuple[str, Callable[[Row], str]]] = [(axis, partial(_value, axis)) for axis in axes]
+    columns += [(setting, partial(_setting, setting)) for setting in rows[0].get("settings", {})]
     for test in tests:
         title = f"{test}: " if len(tests) > 1 else ""
         columns += [(f"{title}accuracy", partial(_accuracy, test)), ("95 % interval", partial(_interval, test))]
@@ -139,8 +152,31 @@ def cells_by_steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [(*axes, *heads), *((*(_value(axis, row) for axis in axes), *texts(row)) for row in rows)]
 
 
+def cells_of_search(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """What every combination of the settings reached, as text cells: a line a row of the study; empty without rows."""
+    if not rows:
+        return []
+    heads = dict.fromkeys(_combination(row) for row in rows)
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        text = f"[{row['accuracy']:.1%}]" if row["is_kept"] else f"{row['accuracy']:.1%}"
+        lines.setdefault(tuple(row["values"].values()), {})[_combination(row)] = text
+    return [
+        (*rows[0]["values"], *heads),
+        *((*values, *(found[head] for head in heads)) for values, found in lines.items()),
+    ]
+
+
+def _combination(row: Row) -> str:
+    return ", ".join(f"{setting.rpartition('.')[2]} {value}" for setting, value in row["settings"].items())
+
+
 def _value(axis: str, row: Row) -> str:
     return str(row["values"][axis])
+
+
+def _setting(name: str, row: Row) -> str:
+    return str(row["settings"][name])
 
 
 def _accuracy(test: str, row: Row) -> str:
@@ -207,6 +243,8 @@ def write_table(table: Row, folder: Path) -> None:
     parts = [table["note"], _markdown(table["rows"])]
     if steps := cells_by_steps(table["rows"]):
         parts += [f"{BY_STEPS}:", _as_markdown(steps, len(table["rows"][0]["values"]))]
+    if search := cells_of_search(table.get("search", [])):
+        parts += [f"{SEARCH}:", _as_markdown(search, len(table["rows"][0]["values"]))]
     if table["ablations"]:
         parts += ["With other thoughts, and with fewer:", _markdown(table["ablations"])]
     if lines := shortcuts(table):

@@ -215,6 +215,15 @@ class RunFolder:
         except ConfigError as error:
             raise RunError(f"{file} is corrupted, or of a newer version of cocot: {error} {REPAIR}") from error
 
+    def validation_accuracy(self) -> float:
+        """That of the best model of the last stage that is done, which is what a run ends with; 0 without any."""
+        stages = self.finished_stages()
+        if not stages:
+            return 0.0
+        own = [entry for entry in self.read_log() if entry["stage"] == stages[-1]["name"] and entry["step"] > 0]
+        found = (entry["eval_accuracy"] for entry in own if "eval_accuracy" in entry)
+        return float(max(found, default=stages[-1]["accuracy"]))
+
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Append a stage to those that are done."""
         write_json(self.state, {"finished_stages": [*self.finished_stages(), entry]})

@@ -23,7 +23,7 @@ ARCHITECTURES = (
 )
 """Classes of which the tests have seen that vLLM thinks with them as transformers does."""
 PREFIX = "Thinking"
-"""Before the name of an architecture: that of the class in `models.py`."""
+"""Before the name of an architecture: that of the class in `models.py`, and what an exported folder says that it is."""
 _SCHEDULER = "cocot.serving.vllm.scheduler.ThoughtScheduler"
 _MODELS = "cocot.serving.vllm.models"
 
@@ -36,6 +36,8 @@ def register() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+    for architecture in ModelRegistry.get_supported_archs() - {PREFIX + name for name in ARCHITECTURES}:
+        ModelRegistry.models.setdefault(PREFIX + architecture, ModelRegistry.models[architecture])
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(PREFIX + architecture, f"{_MODELS}:{PREFIX}{architecture}")
     # Of all classes, so that one which cannot think is refused, and does not take placeholders for words.
