@@ -1,4 +1,4 @@
-"""Tests of studies: what ships can be planned, an trial is what its axes say, a killed table ends as any other."""
+"""Tests of studies: what ships can be planned, a trial is what its axes say, a killed table ends as any other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_papers_figures_are_those_of_its_table() -> None:
     assert paper["gsm8k"]["no_thought"] == {"accuracy": 0.216}
 
 
-def test_an_arm_is_what_its_axes_say() -> None:
+def test_a_trial_is_what_its_axes_say() -> None:
     """Every combination, the last axis turning fastest; a bundle of settings reaches the recipe as a whole."""
     hops = {
         "one": {"data.generate": {"mode": "balanced", "layers": 1}, "curriculum.max_stage": 1},
@@ -120,6 +120,10 @@ def main_error(words: list[str]) -> None:
             lambda: compare(Study("demo", {METHOD: ["cot"]}, tests={}), [], Path("out")),
             "name a file of them with --data",
         ),
+        (lambda: main_error(["depth", "--search", "seed=1,2"]), "seed is an axis of this study"),
+        (lambda: main_error(["depth", "--search", "model.init.layers=1,2"]), "model.init.layers is an axis of this"),
+        (lambda: main_error(["depth", "--search", "train.batch_size=16"]), "at least two values: train.batch_size="),
+        (lambda: main_error(["depth", "--search", "train.batch_size=16,16"]), "name each value of an axis once"),
         (lambda: trials(Study("demo", {METHOD: ["coconot"]}), []), "unknown method 'coconot'"),
         (lambda: trials(Study("demo", {"model.init.layer": [1]}), []), "did you mean 'model.init.layers'"),
     ],

@@ -69,6 +69,29 @@ def accuracy_and_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
     return _sized(alt.layer(bars, dots), "Accuracy with its interval against generated tokens, a point a method.")
 
 
+def accuracy_by_row(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Accuracy of each row with its interval, and of each of its seeds: which differences are larger than chance."""
+    points, seeds = [], []
+    for row in rows:
+        name = ", ".join(row["values"].values())
+        for test, result in row["tests"].items():
+            own = {"row": name, "test": test}
+            points.append({**own, **{part: result[part] for part in ("accuracy", "low", "high")}})
+            by_seed = result.get("by_seed", ())
+            seeds += [{**own, "accuracy": accuracy} for accuracy in by_seed] if len(by_seed) > 1 else []
+    tests = list(rows[0]["tests"])
+    height = 14 * len(tests) + 8
+    encoded = [alt.Y("row:N", title=None, sort=None), alt.YOffset("test:N", sort=tests), _colour("test", tests)]
+    x = alt.X("accuracy:Q", title="accuracy").scale(domain=(0, 1))
+    base = alt.Chart(_data(points)).encode(*encoded)
+    rule = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title="accuracy"), alt.X2("high:Q"))
+    dot = base.mark_point(filled=True, size=60).encode(x, tooltip=["row:N", "test:N", "accuracy:Q", "low:Q", "high:Q"])
+    tick = alt.Chart(_data(seeds)).mark_tick(size=10).encode(x, *encoded, tooltip=["row:N", "test:N", "accuracy:Q"])
+    layers = (rule, tick, dot) if seeds else (rule, dot)
+    text = "Accuracy of each row: a dot for the mean of its seeds, a tick for each of them, a line for the interval."
+    return _sized(alt.layer(*layers), text).properties(height=height * len(points) / len(tests))
+
+
 def answers(search: SearchData) -> Any:
     """Accuracy of what the model writes after k thoughts, with its interval."""
     points = []

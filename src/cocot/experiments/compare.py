@@ -1,6 +1,6 @@
 """Several trainings, asked the same problems: what `cocot compare` and `cocot reproduce` do.
 
-In: a `Study`, a folder. Out: a run folder an trial with its answers, the test sets, `table.json` and `table.md`.
+In: a `Study`, a folder. Out: a run folder a trial with its answers, the test sets, `table.json` and `table.md`.
 Every training is a process of its own, `cocot train`: the product's own path. The same call resumes where it stopped,
 and neither trains nor asks again what is done.
 Read next: `experiments/jobs.py` (the processes), `experiments/tables.py` (rows -> a table).
@@ -129,7 +129,7 @@ def fresh_problems(config: RunConfig, count: int, seed: int, **settings: Any) ->
 def _tests(
     study: Study, trial: Trial, seed: int, out: Path, test_file: Path | None
 ) -> dict[str, tuple[Path, list[Problem]]]:
-    """The test sets of an trial by name, each frozen in a file whose name says what is in it."""
+    """The test sets of a trial by name, each frozen in a file whose name says what is in it."""
     sets = _own_tests(study, trial.config, seed)
     if test_file is not None:
         sets = {_name_of_file(test_file, sets): read_problems(test_file), **sets}

@@ -61,6 +61,8 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
             tables.append({"title": "With other thoughts, and with fewer", "cells": cells(table["ablations"])})
         lines += shortcuts(table)
         origin |= _origin(table["environment"])
+        text = "Dots are means, ticks are seeds, lines are 95 % intervals (with several seeds they cover those, too)."
+        _add(figures, specs, "Accuracy", charts.accuracy_by_row(table["rows"]), text)
         title, text = "Accuracy against tokens", "What a method buys with its words. Bars are 95 % intervals."
         _add(figures, specs, title, charts.accuracy_and_tokens(table["rows"]), text)
     logs = {name: run.read_log() for name, run in runs.items()}
