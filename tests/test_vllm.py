@@ -45,6 +45,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "qwen3": WIDE,
     "gpt_neox": {},
 }
+PLAIN = {"architectures": ["LlamaForCausalLM"]}
 ENGINE = {
     "enforce_eager": True,  # compiling takes its time
     "dtype": "float32",  # in which answers are equal
@@ -80,6 +81,8 @@ KINDS: dict[str, Any] = {
     "projected": partial(thinker, "llama", "codi"),
     "projected, with renamed weights": partial(thinker, "gpt2", "codi"),
     "mixed": partial(thinker, "llama", mixes_words=True),
+    "deciding": partial(thinker, "llama", "adaptive"),
+    "deciding, no end marker": partial(thinker, "gpt2", "adaptive", end_marker=False),
 }
 """Every class that is said to think, every kind of thought."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -112,11 +115,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(module, "_check_tokenizer", lambda folder, tokenizer: None)
         folders = {kind: str(module.export(make(), place / kind, TOKENIZER)) for kind, make in KINDS.items()}
     settings = thought_settings(KINDS["llama"]())
-    prompts = [encode_question(question, count, settings, TOKENIZER) for question, count in REQUESTS]
     edges = [encode_question(question, count, settings, TOKENIZER) for question, count in AT_AN_EDGE]
     assert {prompt.index(settings.latent_id) % 32 for prompt in edges} >= {0, 31}
 
     def job(kind: str, times: int = 1, long: bool = False, **engine: Any) -> dict[str, Any]:
+        own = thought_settings(KINDS[kind]()) if kind in KINDS else settings
+        prompts = [encode_question(question, count, own, TOKENIZER) for question, count in REQUESTS]
         sampling = LONG if long else {"max_tokens": NEW_TOKENS}
         what = {"folder": folders[kind], "prompts": prompts, "times": times, "sampling": sampling}
         return {"engine": ENGINE | engine, **what}
@@ -127,14 +131,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # the same weights, of which nobody says that they think: plain vLLM
     shutil.copytree(folders["llama"], place / "plain")
     config = json.loads((place / "plain" / "config.json").read_text())
-    (place / "plain" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "thoughts"}))
+    (place / "plain" / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "thoughts"} | PLAIN)
+    )
     folders["plain"] = str(place / "plain")
-    greedily = {"sampling": LONG | {"temperature": 0.0}, "prompts": prompts[3::4]}
+    greedily = {"sampling": LONG | {"temperature": 0.0}, "prompts": job("llama")["prompts"][3::4]}
 
     scarce = {"num_gpu_blocks_override": 24, "max_num_seqs": 32, "max_num_batched_tokens": 128}
     jobs = {
         **{kind: job(kind) for kind in KINDS},
         **{option: job("llama", times=2, **engine) for option, engine in OPTIONS.items()},
+        **{f"deciding, {option}": job("deciding", times=2, **engine) for option, engine in OPTIONS.items()},
         SHIPPED: job(SHIPPED) | {"prompts": fresh, "sampling": {"max_tokens": 64}},
         "no thoughts": job("llama") | greedily,
         "plain": job("plain") | greedily,
@@ -142,6 +149,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "long answers": job("llama", long=True),
         "few blocks": job("llama", long=True, **scarce),
         "few blocks, no prefix caching": job("llama", long=True, enable_prefix_caching=False, **scarce),
+        "deciding, long answers": job("deciding", long=True),
+        "deciding, few blocks": job("deciding", long=True, **scarce),
     }
     files = place / "wanted.json", place / "found.json"
     files[0].write_text(json.dumps(jobs))
@@ -197,12 +206,24 @@ def test_requests_without_thoughts_get_what_plain_vllm_gives(found: dict[str, An
     assert all(same)
 
 
+@pytest.mark.parametrize("kind", ["deciding", "deciding, no end marker"])
+def test_a_model_that_decides_takes_the_thoughts_that_it_wants(kind: str, found: dict[str, Any]) -> None:
+    """Fewer than it may or all of them, and a client sees none of them among the tokens of its answer."""
+    model = KINDS[kind]()
+    taken = [answer(model, TOKENIZER, [question], 5, NEW_TOKENS)[0].num_thoughts for question in QUESTIONS]
+    assert len(set(taken)) > 1
+    unseen = {*TOKENIZER.convert_tokens_to_ids(list(SPECIAL_TOKENS))}
+    (written,) = found[kind]["written"]
+    assert all(not unseen & {*ids} and 0 < len(ids) <= NEW_TOKENS for ids in written)
+
+
+@pytest.mark.parametrize("kind", ["llama", "deciding"])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options_of_the_engine_change_no_answer(option: str, found: dict[str, Any]) -> None:
+def test_options_of_the_engine_change_no_answer(option: str, kind: str, found: dict[str, Any]) -> None:
     """Asked twice, so that the second time prefixes are found in the cache where there is one."""
-    expected = outputs(KINDS["llama"](), REQUESTS)
-    assert list(map(texts, found[option]["written"])) == [expected] * 2
-    assert (found[option]["hits"] > 0) == (option not in ("without prefix caching", "blocks of 128 tokens"))
+    job = found[option if kind == "llama" else f"{kind}, {option}"]
+    assert list(map(texts, job["written"])) == [outputs(KINDS[kind](), REQUESTS)] * 2
+    assert (job["hits"] > 0) == (option not in ("without prefix caching", "blocks of 128 tokens"))
 
 
 def test_a_thought_waits_for_the_hidden_state_of_a_shared_prefix(found: dict[str, Any]) -> None:
@@ -213,11 +234,18 @@ def test_a_thought_waits_for_the_hidden_state_of_a_shared_prefix(found: dict[str
     assert found["at an edge"]["hits"] > 0
 
 
-@pytest.mark.parametrize("name", ["few blocks", "few blocks, no prefix caching"])
-def test_preempted_requests_think_again(name: str, found: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("few blocks", "long answers"),
+        ("few blocks, no prefix caching", "long answers"),
+        ("deciding, few blocks", "deciding, long answers"),
+    ],
+)
+def test_preempted_requests_think_again(name: str, whole: str, found: dict[str, Any]) -> None:
     """With too few blocks for the batch vLLM drops what a request has read, and reads it again later."""
-    assert found["long answers"]["preemptions"] == 0 < found[name]["preemptions"]
-    assert found[name]["written"] == found["long answers"]["written"]
+    assert found[whole]["preemptions"] == 0 < found[name]["preemptions"]
+    assert found[name]["written"] == found[whole]["written"]
 
 
 def test_every_class_that_is_said_to_think_is_tested() -> None:
@@ -282,7 +310,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     wanted |= {name: [paths["thinks"], ENGINE | engine] for name, engine in REFUSED.items()}
     old = shutil.copytree(paths["thinks"], place / "old")  # as folders were exported before they named the class
     settings = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(json.dumps(settings | {"architectures": ["LlamaForCausalLM"]}))
+    (old / "config.json").write_text(json.dumps(settings | PLAIN))
     wanted |= {"old": [str(old), ENGINE], MODEL_IMPL: [str(old), ENGINE | REFUSED[MODEL_IMPL]]}
     wanted["plain with embeddings"] = [paths["pauses"], ENGINE | {"enable_prompt_embeds": True}]
     files = place / "wanted.json", place / "found.json"
@@ -308,9 +336,7 @@ def test_other_kinds_of_attention_are_refused(configured: dict[str, Any]) -> Non
     assert "do not go with the attention backend FLASHINFER; choose another" in configured["backend"]
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("refined", "`pccot`"), ("decides", "`adaptive`"), ("other class", "GPTNeoXForCausalLM")]
-)
+@pytest.mark.parametrize(("name", "reason"), [("refined", "`pccot`"), ("other class", "GPTNeoXForCausalLM")])
 def test_models_that_cannot_think_inside_vllm_are_refused(name: str, reason: str, configured: dict[str, Any]) -> None:
     """They are not served with their placeholders as words."""
     assert reason in configured[name]

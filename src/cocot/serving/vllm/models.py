@@ -25,12 +25,17 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.tokenizers.registry import cached_tokenizer_from_config
 
 from cocot.methods import METHODS
+from cocot.methods.tokens import END
 from cocot.modeling.custom_generate import MODULES_FILE
+from cocot.modeling.early_stop import decides
 from cocot.modeling.method_modules import NAME, is_of_method, projection_of
 from cocot.serving.vllm.plugin import settings_of
 
+_WANTED, _NEXT = 2e4, 1e4
+"""Logits that no word has, of what a model that decides samples after a thought: another one; else the end marker."""
 BACKENDS = {"CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN"}
 """Kinds of attention that say in the same words where the tokens of a step stand; the last two were not run."""
 
@@ -54,6 +59,10 @@ class _Thoughts:
         if self._settings.modules_of is not None:
             made = METHODS[self._settings.modules_of].modules(SimpleNamespace(config=model.hf_config))
             self.add_module(NAME, made)  # type: ignore[attr-defined]
+        self._end_id: int | None = None  # of what stands behind the thoughts, if anything does
+        if decides(self) and self._settings.end_marker:
+            self._end_id = cached_tokenizer_from_config(model).convert_tokens_to_ids(END)
+        self._decisions: tuple[Tensor, Tensor] | None = None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Those of the class, which may rename them, and those of the method's modules.
@@ -108,6 +117,8 @@ class _Thoughts:
             step.check(is_latent)
             self._knows_addresses = True
         self._feed_back(embeddings[: step.num_tokens], is_latent, states[step.blocks_before])
+        if decides(self):
+            self._decide(embeddings[step.last], is_latent[step.last])
         hidden = read(None, positions, intermediate_tensors, embeddings)
         # Rows that are not the last of their block go into a place that nobody reads: a choice of rows would wait.
         states[torch.where(step.is_last, step.blocks, len(states) - 1)] = hidden[: step.num_tokens]
@@ -125,7 +136,24 @@ class _Thoughts:
         logits: Tensor | None = super().compute_logits(hidden_states)  # type: ignore[misc]
         if logits is not None:
             logits[:, self._suppressed] = -torch.inf
+            # vLLM asks for the logits of what it samples first, and then for those of prompts, if a request wants them.
+            if self._decisions is not None:
+                is_thought, wants_more = (rows[: len(logits)] for rows in self._decisions)
+                latent_id, self._decisions = self._settings.latent_id, None
+                logits[:, latent_id] = logits[:, latent_id].masked_fill(wants_more, _WANTED)
+                if self._end_id is not None:
+                    logits[:, self._end_id] = logits[:, self._end_id].masked_fill(is_thought, _NEXT)
         return logits
+
+    def _decide(self, inputs: Tensor, is_thought: Tensor) -> None:
+        """Keep, of the last token of each request in the step, whether it is a thought and whether one more is wanted.
+
+        Args:
+            inputs: (requests, width).
+            is_thought: (requests,).
+        """
+        wants_more: Tensor = getattr(self, NAME).stop(inputs).argmax(dim=-1) == 0
+        self._decisions = is_thought, is_thought & wants_more
 
     def _feed_back(self, embeddings: Tensor, is_latent: Tensor, states: Tensor) -> None:
         """Write thoughts in the places of placeholders.
@@ -173,6 +201,7 @@ class _Step:
 
     Attributes:
         num_tokens: How many there are; behind them may be padding.
+        last: Which of them is the last of each request, (requests,).
         blocks: The block that each is written to, (tokens,).
         blocks_before: The block that the position before each was written to, (tokens,).
         is_last: Whether the next token is of another block, (tokens,).
@@ -180,6 +209,7 @@ class _Step:
 
     def __init__(self, attention: Any, positions: Tensor, block_size: int) -> None:
         self.num_tokens = attention.num_actual_tokens
+        self.last = attention.query_start_loc[1:].long() - 1
         positions = positions[: self.num_tokens]
         numbers = torch.arange(self.num_tokens, device=positions.device)
         self._rows = torch.searchsorted(attention.query_start_loc[1:].long(), numbers, right=True)

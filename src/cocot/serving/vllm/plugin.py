@@ -26,6 +26,7 @@ PREFIX = "Thinking"
 """Before the name of an architecture: that of the class in `models.py`, and what an exported folder says that it is."""
 _SCHEDULER = "cocot.serving.vllm.scheduler.ThoughtScheduler"
 _MODELS = "cocot.serving.vllm.models"
+_BUDGET = "cocot.serving.vllm.budget:ThoughtBudget"
 
 
 def register() -> None:
@@ -83,6 +84,11 @@ def settings_of(model_config: Any) -> ThoughtSettings:
     return thought_settings(SimpleNamespace(config=model_config.hf_config))
 
 
+def decides_itself(settings: ThoughtSettings) -> bool:
+    """Whether the model decides how many thoughts it takes."""
+    return settings.modules_of is not None and Asked.STOPS in METHODS[settings.modules_of].asks
+
+
 def prepare_model(model_config: Any) -> None:
     """Let the class that thinks be loaded, and answers be greedy unless a request says otherwise, as in the folder.
 
@@ -94,13 +100,13 @@ def prepare_model(model_config: Any) -> None:
     refusals = {
         f"a model of class {architecture} (those of {', '.join(ARCHITECTURES)} can)": architecture not in ARCHITECTURES,
         "thoughts that are refined together (`pccot`)": settings.iterations is not None,
-        "a model that decides how many thoughts it takes (`adaptive`)": settings.modules_of is not None
-        and Asked.STOPS in METHODS[settings.modules_of].asks,
         "a model class of transformers (--model-impl)": model_config.model_impl not in ("auto", "vllm"),
         "prompts as embeddings (--enable-prompt-embeds)": model_config.enable_prompt_embeds,
         "anything but writing text (--runner)": model_config.runner_type != "generate",
     }
     _refuse(refusals)
+    if decides_itself(settings):
+        model_config.logits_processors = [*(model_config.logits_processors or []), _BUDGET]
     model_config.hf_config.architectures = [PREFIX + architecture]
     if model_config.generation_config == "auto" and not model_config.try_get_generation_config().get("do_sample"):
         model_config.override_generation_config.setdefault("temperature", 0.0)  # vLLM does not read `do_sample`
@@ -125,6 +131,9 @@ def prepare_engine(vllm_config: Any) -> None:
         "VLLM_USE_BREAKABLE_CUDAGRAPH": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
         "key-value connectors and offloading": vllm_config.kv_transfer_config is not None
         or vllm_config.cache_config.kv_offloading_size is not None,
+        "vLLM's model runner V2 where the model decides how many thoughts it takes (VLLM_USE_V2_MODEL_RUNNER=0)": (
+            decides_itself(settings_of(vllm_config.model_config)) and vllm_config.use_v2_model_runner
+        ),
         "a scheduler of your own": scheduler.scheduler_cls not in (None, _SCHEDULER),
     }
     _refuse(refusals)
