@@ -149,6 +149,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "long answers": job("llama", long=True),
         "few blocks": job("llama", long=True, **scarce),
         "few blocks, no prefix caching": job("llama", long=True, enable_prefix_caching=False, **scarce),
+        "deciding, two tokens at least": job("deciding") | {"sampling": {"max_tokens": NEW_TOKENS, "min_tokens": 2}},
         "deciding, long answers": job("deciding", long=True),
         "deciding, few blocks": job("deciding", long=True, **scarce),
     }
@@ -217,6 +218,12 @@ def test_a_model_that_decides_takes_the_thoughts_that_it_wants(kind: str, found:
     assert all(not unseen & {*ids} and 0 < len(ids) <= NEW_TOKENS for ids in written)
 
 
+def test_a_model_that_decides_refuses_what_its_thoughts_would_change(found: dict[str, Any]) -> None:
+    """A least number of tokens would count thoughts: an error; without thoughts it is as ever."""
+    (written,) = found["deciding, two tokens at least"]["written"]
+    assert [bool(ids) for ids in written] == [count == 0 for _, count in REQUESTS]
+
+
 @pytest.mark.parametrize("kind", ["llama", "deciding"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_of_the_engine_change_no_answer(option: str, kind: str, found: dict[str, Any]) -> None:
@@ -277,12 +284,14 @@ for name, (folder, engine) in json.load(open(sys.argv[1])).items():
         found[name] = [model.hf_config.architectures, scheduler.scheduler_cls, model.override_generation_config]
     except Exception as error:
         found[name] = str(error)
-os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "1"
-try:
-    folder, engine = json.load(open(sys.argv[1]))["thinks"]
-    EngineArgs(folder, **engine).create_engine_config()
-except Exception as error:
-    found["VLLM_USE_BREAKABLE_CUDAGRAPH"] = str(error)
+for variable, name in ("VLLM_USE_BREAKABLE_CUDAGRAPH", "thinks"), ("VLLM_USE_V2_MODEL_RUNNER", "decides"):
+    os.environ[variable] = "1"
+    try:
+        folder, engine = json.load(open(sys.argv[1]))[name]
+        EngineArgs(folder, **engine).create_engine_config()
+    except Exception as error:
+        found[variable] = str(error)
+    del os.environ[variable]
 from cocot.serving.vllm.models import _check_backends
 backend = SimpleNamespace(get_name=lambda: "FLASHINFER")
 layers = {"layer": SimpleNamespace(get_attn_backend=lambda: backend)}
@@ -347,6 +356,14 @@ def test_without_the_plugin_vllm_refuses_a_model_that_thinks(name: str, configur
     """It does not know the class, and so does not take placeholders for words."""
     assert "Model architectures ['Thinking" in configured[f"without the plugin: {name}"]
     assert configured["without the plugin: pauses"] == [["LlamaForCausalLM"], None, {}]
+
+
+def test_a_model_that_decides_needs_the_model_runner_that_was_tested(configured: dict[str, Any]) -> None:
+    """The other one takes its most thoughts in another way; vLLM prefers it on a GPU."""
+    (line,) = (line for line in configured["VLLM_USE_V2_MODEL_RUNNER"].splitlines() if "cocot: " in line)
+    assert "do not go with vLLM's model runner V2" in line
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in line
+    assert configured["decides"][0] == ["ThinkingLlamaForCausalLM"]
 
 
 def test_only_folders_that_think_are_changed(configured: dict[str, Any]) -> None:

@@ -74,6 +74,8 @@ class ThoughtScheduler(AsyncScheduler):
             "prompt_logprobs": asked.prompt_logprobs is not None,
             "structured outputs": request.use_structured_output,
             "repetition_detection": asked.repetition_detection,
+            # the model is told that it may take no more after vLLM has read these off its logits
+            "logprobs without an end marker": asked.logprobs is not None and not self._behind_thoughts,
         }
         if refused := [name for name, is_asked in refusals.items() if is_asked]:
             return f"a model that decides how many thoughts it takes does not go with {', '.join(refused)}."
