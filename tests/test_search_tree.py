@@ -27,7 +27,7 @@ from cocot.modeling.config import InitConfig
 from cocot.modeling.from_scratch import build_model
 from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.latent_model import give_thoughts
-from cocot.tasks.graphs import depths, heights, mentioned
+from cocot.tasks.graphs import depths, heights, mentioned, walk_shares
 from cocot.tasks.problem import Graph, Problem
 
 TASK = tasks.get("prosqa")
@@ -155,6 +155,41 @@ def test_depth_and_both_heights():
     assert heights(DIAMOND, max) == [3, 2, 2, 1, 0, 0]
     with pytest.raises(DataError, match="has a cycle"):
         heights(replace(DIAMOND, edges=(*DIAMOND.edges, (4, 0))), max)
+
+
+def test_walk_shares_are_those_of_all_walks():
+    """Counted walk by walk on real graphs; what the root does not lead to is passed by none."""
+    for problem in [*tasks.get("prosqa").generate(3, seed=0, mode="released"), *made("symbolic")]:
+        graph = problem.graph
+        expected = [0.0] * len(graph.symbols)
+
+        def walk(node: int, share: float, graph=graph, expected=expected) -> None:
+            expected[node] += share
+            ends = [end for source, end in graph.edges if source == node]
+            for end in ends:
+                walk(end, share / len(ends))
+
+        walk(graph.root, 1.0)
+        assert walk_shares(graph) == pytest.approx(expected)
+        assert [share > 0 for share in expected] == [depth >= 0 for depth in depths(graph)]
+    assert walk_shares(DIAMOND)[DIAMOND.root] == 1
+    with pytest.raises(DataError, match="has a cycle"):
+        walk_shares(replace(DIAMOND, edges=(*DIAMOND.edges, (4, 0))))
+
+
+def test_answers_are_counted_by_how_thin_the_way_to_them_is():
+    """Parts in order of the share of random walks that pass the answer; problems without a graph are in none."""
+    problems = [*tasks.get("gsm8k").generate(1, seed=0), *tasks.get("prosqa").generate(30, seed=1, mode="released")]
+    shares = [walk_shares(problem.graph)[problem.graph.target] for problem in problems[1:]]
+    middle = sorted(shares)[len(shares) // 2]
+    tokenizer = build_tokenizer(problems)
+    search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, num_thoughts=0, max_new_tokens=1)
+    found = tables(replace(search, correct=np.array([[True, *(share > middle for share in shares)]])))
+    (rows,) = (rows for title, rows in found.items() if "random walks" in title)
+    assert [int(row[3]) for row in rows[1:]] == [6] * 5
+    assert [row[1] for row in rows[1:]] == ["0.0%", "0.0%", rows[3][1], "100.0%", "100.0%"]
+    assert rows[1][0].startswith(f"{min(shares):.3f} to ")
+    assert rows[5][0].endswith(f" to {max(shares):.3f}")
 
 
 def test_names_are_found_as_whole_words():

@@ -9,6 +9,7 @@ import io
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
@@ -18,6 +19,7 @@ from cocot.interpret.linear_probe import MIN_PROBLEMS, probe_frontiers
 from cocot.interpret.path_categories import CATEGORIES
 from cocot.interpret.search_data import SearchData
 from cocot.system.console import align
+from cocot.tasks.graphs import walk_shares
 from cocot.tasks.problem import Graph
 
 _BAR = "▁▂▃▄▅▆▇█"
@@ -33,6 +35,8 @@ def tables(search: SearchData) -> dict[str, Table]:
     if search.node.size:
         found["Where the next step can lead: its probability, shared out"] = _masses(search)
         found["What is written: shares of the problems"] = _categories(search)
+        if len(rows := _by_walks(search)) > 2:
+            found["Answers after all thoughts, by the share of random walks from the root that pass the answer"] = rows
     if search.thoughts.shape[1]:
         found["The thoughts themselves"] = _lens(search)
         if search.node.size and len(search.problems) >= MIN_PROBLEMS:
@@ -71,6 +75,24 @@ def _categories(search: SearchData) -> Table:
     for k in range(len(search.values)):
         found = search.categories(k)
         rows.append((str(k), *(f"{found.count(name) / len(found):.1%}" for name in CATEGORIES)))
+    return rows
+
+
+def _by_walks(search: SearchData) -> Table:
+    """Accuracy by how likely a random walk is to find the answer, in up to five parts of about as many problems.
+
+    A model that held all nodes of a frontier alike would answer as well where the answer hangs on a thin branch.
+    """
+    graphs = {index: problem.graph for index, problem in enumerate(search.problems) if problem.graph}
+    shares = np.array([walk_shares(graph)[graph.target] for graph in graphs.values()])
+    correct = search.correct[-1][list(graphs)]
+    part = np.searchsorted(np.unique(np.quantile(shares, (0.2, 0.4, 0.6, 0.8))), shares)
+    rows: Table = [("share of the walks", "accuracy", "95 % interval", "problems")]
+    for number in np.unique(part):
+        own = part == number
+        low, high = wilson_interval(int(correct[own].sum()), int(own.sum()))
+        walks = f"{shares[own].min():.3f} to {shares[own].max():.3f}"
+        rows.append((walks, f"{correct[own].mean():.1%}", f"{low:.1%} to {high:.1%}", f"{own.sum():,}"))
     return rows
 
 

@@ -40,14 +40,24 @@ def heights(graph: Graph, choose: Callable[[Iterable[int]], int]) -> list[int]:
         DataError: the graph has a cycle.
     """
     directed = _directed(graph)
-    try:
-        order = list(nx.topological_sort(directed))
-    except nx.NetworkXUnfeasible as error:
-        raise DataError("a problem's graph has a cycle, so its nodes have no height; remove the problem.") from error
     found: dict[int, int] = {}
-    for node in reversed(order):
+    for node in reversed(_from_top_to_bottom(directed)):
         found[node] = 1 + choose(found[child] for child in directed[node]) if directed[node] else 0
     return [found[node] for node in range(len(graph.symbols))]
+
+
+def walk_shares(graph: Graph) -> list[float]:
+    """The share of random walks from the root that pass each node, if a walk leaves every node by any edge alike.
+
+    Raises:
+        DataError: the graph has a cycle.
+    """
+    directed = _directed(graph)
+    found = [float(node == graph.root) for node in range(len(graph.symbols))]
+    for node in _from_top_to_bottom(directed):
+        for child in directed[node]:
+            found[child] += found[node] / len(directed[node])
+    return found
 
 
 def mentioned(graph: Graph, text: str) -> list[Place]:
@@ -61,6 +71,14 @@ def leads_to(graph: Graph, target: int) -> list[bool]:
     """Whether a way leads from each node to `target`; the target leads to itself."""
     above = nx.ancestors(_directed(graph), target) | {target}
     return [node in above for node in range(len(graph.symbols))]
+
+
+def _from_top_to_bottom(directed: nx.DiGraph) -> list[int]:
+    """The nodes, each behind those that lead to it."""
+    try:
+        return list(nx.topological_sort(directed))
+    except nx.NetworkXUnfeasible as error:
+        raise DataError("a problem's graph has a cycle, so its nodes have no height; remove the problem.") from error
 
 
 def _directed(graph: Graph) -> nx.DiGraph:
