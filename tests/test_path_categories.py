@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cocot import tasks
@@ -47,10 +49,36 @@ def test_an_output_has_its_category(output: str, num_thoughts: int, is_correct: 
     assert category in CATEGORIES
 
 
+@pytest.mark.parametrize(
+    ("output", "num_thoughts", "category"),
+    [
+        ("b t ### t", 0, "correct path"),
+        ("q b t ### t", 0, "longer path"),
+        ("b c t ### t", 0, "longer path"),
+        ("t ### t", 0, "hallucination"),
+        ("c t ### t", 0, "hallucination"),
+        ("y ### y", 0, "wrong target"),
+        ("t ### t", 1, "correct path"),
+        ("b t ### t", 1, "correct path"),
+        ("q b t ### t", 1, "longer path"),
+        ("b q ### t", 1, "hallucination"),
+        ("x t ### t", 1, "hallucination"),
+        ("so ### t", 1, "hallucination"),
+        ("c ### c", 2, "wrong target"),
+        ("### t", 2, "correct label"),
+    ],
+)
+def test_a_chain_of_single_names_has_its_category(output: str, num_thoughts: int, category: str) -> None:
+    """Each name is where an edge from the one before it arrives, the first from the root unless that was a thought."""
+    assert categorise(replace(PROBLEM, steps=("b", "t")), output, num_thoughts, is_correct=True) == category
+
+
+@pytest.mark.parametrize("short_steps", [None, "pairs", "names"])
 @pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
-def test_written_solutions_are_correct_paths(rendering: str) -> None:
-    """The generator's own steps, and what is left of them after the first ones, in both renderings."""
-    for problem in tasks.get("prosqa").generate(50, seed=0, mode="released", rendering=rendering):
+def test_written_solutions_are_correct_paths(rendering: str, short_steps: str | None) -> None:
+    """The generator's own steps, and what is left of them after the first ones, in every form."""
+    form = {"rendering": rendering, "short_steps": short_steps}
+    for problem in tasks.get("prosqa").generate(50, seed=0, mode="released", **form):
         for k in range(len(problem.steps)):
             text = "\n".join([*problem.steps[k:], f"### {problem.answer}"])
             assert categorise(problem, text, k, is_correct=True) == "correct path"

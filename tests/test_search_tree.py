@@ -54,8 +54,17 @@ def subwords(problems):
     )
 
 
-def made(rendering, count=4):
-    return TASK.generate(count, seed=3, mode="balanced", rendering=rendering, layers=[1, 2], width=2)
+FORMS = {
+    "sentences": {},
+    "symbolic": {"rendering": "symbolic"},
+    "pairs of names": {"short_steps": "pairs"},
+    "single names": {"short_steps": "names"},
+    "single symbols": {"rendering": "symbolic", "short_steps": "names"},
+}
+
+
+def made(form, count=4):
+    return TASK.generate(count, seed=3, mode="balanced", layers=[1, 2], width=2, **FORMS[form])
 
 
 def thinker(tokenizer, num_thoughts=2):
@@ -70,16 +79,18 @@ def next_names(problem, k):
     """Independently of `search`: the text before the next step's node, by what a rendering's steps look like."""
     step = problem.steps[min(k, len(problem.steps) - 1)]
     words = step.split()
+    if len(words) == 1:
+        return ""
     if words[-1] == ";":
         return words[0] if k == 0 else ""
     return " ".join(words[:-1]) if k == 0 else "Every" if words[0] == "Every" else ""
 
 
-@pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("make_tokenizer", [build_tokenizer, subwords])
-def test_values_are_those_of_the_definition(rendering, make_tokenizer):
+def test_values_are_those_of_the_definition(form, make_tokenizer):
     """For every k and node: the product of the slow oracle's probabilities of its tokens, after the same text."""
-    problems = made(rendering)
+    problems = made(form)
     tokenizer = make_tokenizer(problems)
     model = thinker(tokenizer)
     search = probe_search(model, tokenizer, TASK, problems, batch_size=3, max_new_tokens=4)
@@ -100,7 +111,7 @@ def test_values_are_those_of_the_definition(rendering, make_tokenizer):
                 values.append(np.exp(reference.log_probability(bare.eval(), prompt, ids, settings.latent_id)))
         assert search.values[k] == pytest.approx(values, abs=TOLERANCE)
         assert np.std(values) > 100 * TOLERANCE
-    assert (max(lengths) > 1) == (make_tokenizer is subwords and rendering == "sentences")
+    assert (max(lengths) > 1) == (make_tokenizer is subwords and "symbol" not in form)
 
 
 def test_nodes_are_labelled():
@@ -275,6 +286,17 @@ def test_masses_share_out_the_next_step():
     per_problem = [sum(depth == 1 for depth in depths(problem.graph)) / 4 for problem in problems]
     assert sure.probability_mass(0)["frontier"] == pytest.approx(per_problem)
     assert sure.probability_mass(0)["elsewhere"] == pytest.approx(0)
+
+
+def test_a_single_name_leads_one_step_farther_than_an_edge_begins():
+    """The next step after k thoughts names a node k + 1 steps below the root; an edge begins at one k steps below."""
+    stories = tasks.get("gsm8k").generate(1, seed=0)
+    problems = [*made("single names"), *stories, *made("symbolic")]
+    tokenizer = build_tokenizer(problems)
+    search = probe_search(thinker(tokenizer), tokenizer, TASK, problems, num_thoughts=0, max_new_tokens=1)
+    is_single = search.problem < 4
+    for k, (single, edge) in enumerate([(1, 1), (2, 1), (3, 2)]):
+        assert list(search.next_depth(k)) == [single if own else edge for own in is_single]
 
 
 def test_a_tree_shows_every_node(capsys):

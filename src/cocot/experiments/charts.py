@@ -138,7 +138,7 @@ def value_by_height(search: SearchData, height: str = "height_shortest") -> Any:
         goes_on = np.array([len(problem.steps) > k for problem in search.problems])[search.problem]
         for name, kind in (("leads to the answer", is_right), ("does not", ~is_right)):
             for level in np.unique(heights):
-                own = goes_on & kind & (search.depth == k) & (heights == level)
+                own = goes_on & kind & (search.depth == search.next_depth(k)) & (heights == level)
                 if own.any():
                     value = float(search.values[k][own].mean())
                     points.append(

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from cocot.errors import DataError
 from cocot.methods.tokens import ANSWER_MARK
-from cocot.tasks.graphs import depths, mentioned
+from cocot.tasks.graphs import depths, is_chain_of_names, mentioned
 from cocot.tasks.problem import Problem
 
 CORRECT_PATH, LONGER_PATH = "correct path", "longer path"
@@ -29,7 +29,7 @@ def categorise(problem: Problem, output: str, num_thoughts: int, is_correct: boo
     if one of its edges does not exist, if it is broken, or if it does not begin where it could: at the root, after
     thoughts at any node that the root leads to. It has a *wrong target* if it ends elsewhere. After thoughts the path
     is partial, and the steps that were thoughts count as those from the root to its first node. An output without
-    steps has only a *label*.
+    steps has only a *label*. A step names an edge, or, in a problem whose own steps do, the node that it arrives at.
 
     Args:
         problem: The problem.
@@ -47,12 +47,18 @@ def categorise(problem: Problem, output: str, num_thoughts: int, is_correct: boo
     if not written:
         return CORRECT_LABEL if is_correct else INCORRECT_LABEL
     nodes = [place.node for place in mentioned(graph, written)]
-    steps = list(zip(nodes[::2], nodes[1::2], strict=False))
-    depth = depths(graph)
-    is_whole = bool(nodes) and len(nodes) % 2 == 0 and set(steps) <= set(graph.edges)
-    if not is_whole or any(before[1] != after[0] for before, after in pairwise(steps)):
+    if not nodes:
         return HALLUCINATION
-    first, last = steps[0][0], steps[-1][1]
+    if is_chain_of_names(graph, problem.steps):
+        path = nodes if num_thoughts else [graph.root, *nodes]
+    else:
+        if len(nodes) % 2 or nodes[1:-1:2] != nodes[2::2]:  # an edge begins where the one before it ends
+            return HALLUCINATION
+        path = [nodes[0], *nodes[1::2]]
+    steps, depth = list(pairwise(path)), depths(graph)
+    if not set(steps) <= set(graph.edges):
+        return HALLUCINATION
+    first, last = path[0], path[-1]
     if first != graph.root and (num_thoughts == 0 or depth[first] < 0):
         return HALLUCINATION
     if last != graph.target:

@@ -27,6 +27,7 @@ from cocot.errors import RunError
 from cocot.interpret.path_categories import categorise
 from cocot.system.files import new_folder, read_json, write_json
 from cocot.tasks.files import problem_of
+from cocot.tasks.graphs import is_chain_of_names
 from cocot.tasks.problem import Problem
 
 SCHEMA = 1
@@ -87,15 +88,26 @@ class SearchData:
         """Whether the root leads to the node; not so the root itself, (nodes,)."""
         return self.depth > 0
 
+    def next_depth(self, k: int) -> NDArray[np.int32]:
+        """Steps from the root to the nodes that the next step after k thoughts leads to, for the problem of each node.
+
+        Step k + 1 begins with a node k steps below the root, and without thoughts the first step ends with one a step
+        below; where a step is a single name, it is that of a node k + 1 steps below. (nodes,).
+        """
+        of_problem = [
+            k + 1 if item.graph and is_chain_of_names(item.graph, item.steps) else max(1, k) for item in self.problems
+        ]
+        return np.array(of_problem, dtype=np.int32)[self.problem]
+
     def probability_mass(self, k: int) -> dict[str, NDArray[np.float64]]:
         """How the probability of the next step is shared out after k thoughts, by problem.
 
-        Only problems with a graph that still have a step to go count. The parts: `frontier`, the nodes max(1, k) steps
-        below the root, which the next step can name; `reachable`, other nodes below it; `elsewhere`, all other nodes;
+        Only problems with a graph that still have a step to go count. The parts: `frontier`, the nodes that the
+        next step can lead to (`next_depth`); `reachable`, other nodes below it; `elsewhere`, all other nodes;
         `no node`.
         """
         goes_on = np.array([problem.graph is not None and len(problem.steps) > k for problem in self.problems])
-        is_frontier = self.depth == max(1, k)
+        is_frontier = self.depth == self.next_depth(k)
         parts = {
             "frontier": is_frontier,
             "reachable": self.is_reachable & ~is_frontier,

@@ -36,7 +36,7 @@ from cocot.interpret.tree_html import tree_html
 from cocot.modeling.generation import ThoughtRecorder
 from cocot.modeling.thought_settings import thought_settings
 from cocot.tasks.base import Task
-from cocot.tasks.graphs import depths, heights, mentioned
+from cocot.tasks.graphs import depths, heights, is_chain_of_names, mentioned
 from cocot.tasks.problem import Graph, Problem, check_whole
 
 _NUM_NEAREST = 5
@@ -103,8 +103,8 @@ def probe_search(
     The model switches to words after k thoughts. What it would write next is the next step; its text before the name of
     a node is given (`Every`, say), and the value of a node is the probability of its name there: the product over the
     name's tokens. Without thoughts that is the first step's end (its beginning is the root), after k thoughts the
-    beginning of step k + 1, so row k is about the nodes max(1, k) steps below the root. Where a problem has fewer
-    steps, the text of its last step is given.
+    beginning of step k + 1, so row k is about the nodes max(1, k) steps below the root; where a step is a single name,
+    row k is about those k + 1 steps below. Where a problem has fewer steps, the text of its last step is given.
 
     Args:
         model: A model that was given thoughts.
@@ -220,10 +220,10 @@ def _names(
     """Token ids of the text before a node's name in the next step, and of every node's name there."""
     step = problem.steps[min(k, len(problem.steps) - 1)]
     places = mentioned(graph, step)
-    which = 1 if k == 0 else 0
+    which = 0 if k or is_chain_of_names(graph, problem.steps) else 1
     if len(places) <= which:
         raise DataError(
-            f"step {step!r} does not name two nodes of its graph; a chain of single names cannot be probed yet."
+            f"step {step!r} does not name two nodes of its graph, an edge, nor one alone, where it arrives."
         )
     before = step[: places[which].start]
     given = tokenizer.encode(before.rstrip(), add_special_tokens=False) if before.strip() else []

@@ -7,7 +7,7 @@ Read next: `problem.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import networkx as nx
@@ -65,6 +65,11 @@ def mentioned(graph: Graph, text: str) -> list[Place]:
     nodes = {name: node for node, name in enumerate(graph.symbols)}
     names = "|".join(re.escape(name) for name in sorted(nodes, key=len, reverse=True))
     return [Place(match.start(), nodes[match[0]]) for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text)]
+
+
+def is_chain_of_names(graph: Graph, steps: Sequence[str]) -> bool:
+    """Whether a step names the node that it arrives at, and no other; else it names an edge, both of its nodes."""
+    return bool(steps) and len(mentioned(graph, steps[0])) == 1
 
 
 def leads_to(graph: Graph, target: int) -> list[bool]:
