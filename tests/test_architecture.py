@@ -192,7 +192,7 @@ for name in sys.argv[2].split(","):
 
 def test_what_only_unix_has_is_not_needed(tmp_path):
     """`ask`, `eval` and `export` run, and every module is imported, where those of UNIX_ONLY are missing."""
-    needs_vllm = {"serving.vllm.models", "serving.vllm.scheduler"}
+    needs_vllm = {"serving.vllm.budget", "serving.vllm.models", "serving.vllm.scheduler"}
     modules = ",".join(f"cocot.{name}" for name in MODULES.keys() - {"", "__main__"} - needs_vllm)
     command = [sys.executable, "-c", WITHOUT_UNIX, ",".join(UNIX_ONLY), modules]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

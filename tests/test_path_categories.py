@@ -73,8 +73,10 @@ def test_a_chain_of_single_names_has_its_category(output: str, num_thoughts: int
     assert categorise(replace(PROBLEM, steps=("b", "t")), output, num_thoughts, is_correct=True) == category
 
 
-@pytest.mark.parametrize("short_steps", [None, "pairs", "names"])
-@pytest.mark.parametrize("rendering", ["sentences", "symbolic"])
+@pytest.mark.parametrize(
+    ("rendering", "short_steps"),
+    [("sentences", None), ("sentences", "pairs"), ("sentences", "names"), ("symbolic", None), ("symbolic", "names")],
+)
 def test_written_solutions_are_correct_paths(rendering: str, short_steps: str | None) -> None:
     """The generator's own steps, and what is left of them after the first ones, in every form."""
     form = {"rendering": rendering, "short_steps": short_steps}

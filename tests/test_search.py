@@ -96,6 +96,7 @@ def test_the_test_is_asked_of_what_was_kept_alone(
     assert cells(table.rows)[0][:2] == ("method", "learning_rate")
     for text in (capsys.readouterr().out, (tmp_path / "table.md").read_text(), report(tmp_path).read_text()):
         assert SEARCH in text
+    assert SEARCH in table._repr_html_()
     whole: dict[str, Any] = json.loads((tmp_path / "table.json").read_text())
     monkeypatch.setattr("cocot.experiments.jobs.ThisMachine.start", None)
     assert main(command) == 0

@@ -89,14 +89,15 @@ class Table:
         """For notebooks: the tables, and what stands below them."""
         steps = cells_by_steps(self.rows)
         by_steps = [heading(BY_STEPS), table(steps)] if steps else []
-        search = [heading(SEARCH), table(cells_of_search(self.search))]
+        tried = cells_of_search(self.search)
+        search = [heading(SEARCH), table(tried)] if tried else []
         ablations = [heading("With other thoughts, and with fewer"), table(cells(self.ablations))]
         return block(
             heading(str(self.path)),
             *([paragraph(self.content["note"])] if self.content["note"] else []),
             table(cells(self.rows)),
             *by_steps,
-            *(search if self.search else []),
+            *search,
             *(ablations if self.ablations else []),
             *map(paragraph, self.shortcuts),
         )
