@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import PROBLEMS, TOKENIZER, make_model, make_thinker
 from runs_support import environment, tiny_config
 from safetensors.torch import load_file
@@ -169,11 +170,12 @@ def test_without_trust_it_does_not_think(exported: tuple[Any, Path]) -> None:
     assert [written_alone(bare, question) for question in QUESTIONS] != outputs(model, QUESTIONS)
 
 
-def test_an_engine_that_cannot_think_does_not_know_the_class(exported: tuple[Any, Path]) -> None:
-    """Engines choose a class by `architectures`; the plain one's name would let them take placeholders for words."""
+def test_the_folder_names_the_class_of_transformers(exported: tuple[Any, Path]) -> None:
+    """`transformers serve` looks the name up in transformers, and ends where it is not there."""
     model, folder = exported
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    assert name == f"Thinking{type(model).__name__}"
+    assert name == type(model).__name__
+    assert hasattr(transformers, name)
 
 
 @pytest.mark.parametrize("kind", ["llama", "codi", "pccot", "soft"])

@@ -45,7 +45,6 @@ CLASSES: dict[str, dict[str, Any]] = {
     "qwen3": WIDE,
     "gpt_neox": {},
 }
-PLAIN = {"architectures": ["LlamaForCausalLM"]}
 ENGINE = {
     "enforce_eager": True,  # compiling takes its time
     "dtype": "float32",  # in which answers are equal
@@ -131,9 +130,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # the same weights, of which nobody says that they think: plain vLLM
     shutil.copytree(folders["llama"], place / "plain")
     config = json.loads((place / "plain" / "config.json").read_text())
-    (place / "plain" / "config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k != "thoughts"} | PLAIN)
-    )
+    (place / "plain" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "thoughts"}))
     folders["plain"] = str(place / "plain")
     greedily = {"sampling": LONG | {"temperature": 0.0}, "prompts": job("llama")["prompts"][3::4]}
 
@@ -260,13 +257,12 @@ def test_every_class_that_is_said_to_think_is_tested() -> None:
     assert {type(make()).__name__ for make in KINDS.values()} == set(ARCHITECTURES)
 
 
-MODEL_IMPL = "a model class of transformers (--model-impl)"
 REFUSED: dict[str, dict[str, Any]] = {
     "speculative decoding": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     "pipeline parallelism": {"pipeline_parallel_size": 2},
     "context parallelism": {"prefill_context_parallel_size": 2},
     "batches cut in parts (--enable-dbo, --ubatch-size)": {"enable_dbo": True},
-    MODEL_IMPL: {"model_impl": "transformers"},
+    "a model class of transformers (--model-impl)": {"model_impl": "transformers"},
     "key-value connectors and offloading": {"kv_offloading_size": 1.0},
     "a scheduler of your own": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
     "prompts as embeddings (--enable-prompt-embeds)": {"enable_prompt_embeds": True},
@@ -317,18 +313,11 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     paths = {name: str(module.export(model, place / name, TOKENIZER)) for name, model in folders.items()}
     wanted = {name: [path, ENGINE] for name, path in paths.items()}
     wanted |= {name: [paths["thinks"], ENGINE | engine] for name, engine in REFUSED.items()}
-    old = shutil.copytree(paths["thinks"], place / "old")  # as folders were exported before they named the class
-    settings = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(json.dumps(settings | PLAIN))
-    wanted |= {"old": [str(old), ENGINE], MODEL_IMPL: [str(old), ENGINE | REFUSED[MODEL_IMPL]]}
     wanted["plain with embeddings"] = [paths["pauses"], ENGINE | {"enable_prompt_embeds": True}]
     files = place / "wanted.json", place / "found.json"
     files[0].write_text(json.dumps(wanted))
-    found: dict[str, Any] = {}
-    for prefix, plugins in (("", {}), ("without the plugin: ", {"VLLM_PLUGINS": ""})):
-        command = [sys.executable, "-c", CONFIGURE, *map(str, files)]
-        subprocess.run(command, check=True, env=environment() | plugins, timeout=300)
-        found |= {prefix + name: result for name, result in json.loads(files[1].read_text()).items()}
+    subprocess.run([sys.executable, "-c", CONFIGURE, *map(str, files)], check=True, env=environment(), timeout=300)
+    found: dict[str, Any] = json.loads(files[1].read_text())
     return found
 
 
@@ -351,13 +340,6 @@ def test_models_that_cannot_think_inside_vllm_are_refused(name: str, reason: str
     assert reason in configured[name]
 
 
-@pytest.mark.parametrize("name", ["thinks", "refined", "decides", "other class"])
-def test_without_the_plugin_vllm_refuses_a_model_that_thinks(name: str, configured: dict[str, Any]) -> None:
-    """It does not know the class, and so does not take placeholders for words."""
-    assert "Model architectures ['Thinking" in configured[f"without the plugin: {name}"]
-    assert configured["without the plugin: pauses"] == [["LlamaForCausalLM"], None, {}]
-
-
 def test_a_model_that_decides_needs_the_model_runner_that_was_tested(configured: dict[str, Any]) -> None:
     """The other one takes its most thoughts in another way; vLLM prefers it on a GPU."""
     (line,) = (line for line in configured["VLLM_USE_V2_MODEL_RUNNER"].splitlines() if "cocot: " in line)
@@ -368,13 +350,9 @@ def test_a_model_that_decides_needs_the_model_runner_that_was_tested(configured:
 
 def test_only_folders_that_think_are_changed(configured: dict[str, Any]) -> None:
     """A model that thinks in pause tokens is served by vLLM's own class and scheduler."""
-    assert (
-        configured["thinks"]
-        == configured["old"]
-        == [
-            ["ThinkingLlamaForCausalLM"],
-            "cocot.serving.vllm.scheduler.ThoughtScheduler",
-            {"temperature": 0.0},
-        ]
-    )
+    assert configured["thinks"] == [
+        ["ThinkingLlamaForCausalLM"],
+        "cocot.serving.vllm.scheduler.ThoughtScheduler",
+        {"temperature": 0.0},
+    ]
     assert configured["pauses"] == configured["plain with embeddings"] == [["LlamaForCausalLM"], None, {}]

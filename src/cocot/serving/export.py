@@ -36,8 +36,7 @@ from cocot.modeling.generation import ThoughtRecorder, answer
 from cocot.modeling.loading import NO_CODE, load
 from cocot.modeling.method_modules import can_leave, modules_in, without_modules
 from cocot.modeling.thought_settings import set_thought_settings, thought_settings
-from cocot.serving.vllm.plugin import PREFIX
-from cocot.system.files import new_folder, read_json, write_json, write_text
+from cocot.system.files import new_folder, read_json, write_text
 from cocot.tasks.files import write_problems
 from cocot.tasks.problem import Problem
 from cocot.training.run_folder import RunFolder
@@ -123,8 +122,6 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         model.save_pretrained(place, state_dict=without_modules(model.state_dict()) if modules else None)
         if modules:
             save_file(modules, place / custom_generate.MODULES_FILE)
-        if settings.filler == LATENT:
-            _name_class(place / "config.json")
         tokenizer.save_pretrained(place)
         _check_tokenizer(place, tokenizer)
         code = place / "custom_generate"
@@ -231,16 +228,6 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             f"AutoTokenizer reads this tokenizer as {type(theirs).__name__}, which cuts texts otherwise than in "
             "training; give model.path a tokenizer that Hugging Face knows for this model type, and train again."
         )
-
-
-def _name_class(file: Path) -> None:
-    """Say that the class thinks: engines that choose it by `architectures` then refuse a folder that they cannot run.
-
-    Under the name of the plain class they would take placeholders for words, and warn of nothing. transformers chooses
-    by `model_type`.
-    """
-    config = read_json(file)
-    write_json(file, config | {"architectures": [PREFIX + name for name in config["architectures"]]})
 
 
 def _card(run: RunFolder | None, model: PreTrainedModel, settings: ThoughtSettings, name: str) -> str:

@@ -23,7 +23,7 @@ ARCHITECTURES = (
 )
 """Classes of which the tests have seen that vLLM thinks with them as transformers does."""
 PREFIX = "Thinking"
-"""Before the name of an architecture: that of the class in `models.py`, and what an exported folder says that it is."""
+"""Before the name of an architecture: that of the class in `models.py`."""
 _SCHEDULER = "cocot.serving.vllm.scheduler.ThoughtScheduler"
 _MODELS = "cocot.serving.vllm.models"
 _BUDGET = "cocot.serving.vllm.budget:ThoughtBudget"
@@ -37,8 +37,6 @@ def register() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-    for architecture in ModelRegistry.get_supported_archs() - {PREFIX + name for name in ARCHITECTURES}:
-        ModelRegistry.models.setdefault(PREFIX + architecture, ModelRegistry.models[architecture])
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(PREFIX + architecture, f"{_MODELS}:{PREFIX}{architecture}")
     # Of all classes, so that one which cannot think is refused, and does not take placeholders for words.
@@ -96,7 +94,7 @@ def prepare_model(model_config: Any) -> None:
         ValueError: vLLM cannot think as this model does.
     """
     settings = settings_of(model_config)
-    architecture = model_config.hf_config.architectures[0].removeprefix(PREFIX)
+    architecture = model_config.hf_config.architectures[0]
     refusals = {
         f"a model of class {architecture} (those of {', '.join(ARCHITECTURES)} can)": architecture not in ARCHITECTURES,
         "thoughts that are refined together (`pccot`)": settings.iterations is not None,

@@ -105,14 +105,14 @@ class ThoughtScheduler(AsyncScheduler):
         """What clients are told after a step: nothing of a request whose newest token they do not see."""
         told = super().update_from_output(*args, **kwargs)
         for outputs in told.values() if self._decides else ():
-            outputs.outputs = [one for one in outputs.outputs if self._is_seen(one)]
+            outputs.outputs = [one for one in outputs.outputs if self._tell_or_hold(one)]
         self._unseen.clear()
         for name in self._held.keys() - self.requests.keys():  # its client hung up
             del self._held[name]
         return told
 
-    def _is_seen(self, output: Any) -> bool:
-        """Whether clients are told of an output; what comes with one that they are not is said with the next."""
+    def _tell_or_hold(self, output: Any) -> bool:
+        """Whether clients are told of an output; one that they do not see is held, and said with the next."""
         name = output.request_id
         statistics, events = self._held.pop(name, (None, []))
         output.prefill_stats = statistics or output.prefill_stats
