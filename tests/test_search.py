@@ -72,6 +72,17 @@ def test_the_table_shows_what_was_tried_and_what_was_kept() -> None:
     assert cells_of_search([]) == []
 
 
+def test_no_run_folder_of_a_search_lies_inside_one_without() -> None:
+    """So the same folder takes the study with a search and without, in either order."""
+    plain = trials(Study("demo", STUDY.axes), [])
+    assert not [
+        (one.path, other.path)
+        for one in (*TRIALS, *plain)
+        for other in (*TRIALS, *plain)
+        if one.path in other.path.parents
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_test_is_asked_of_what_was_kept_alone(
@@ -90,7 +101,7 @@ def test_the_test_is_asked_of_what_was_kept_alone(
     asked = {path.parent.relative_to(tmp_path) for path in tmp_path.glob("*/*/*/answers")}
     kept = {row["values"]["method"]: row["settings"]["learning_rate"] for row in table.rows}
     assert asked == {
-        Path(method, f"seed_{seed}", f"learning_rate_{rate}") for method, rate in kept.items() for seed in (0, 1)
+        Path(method, f"learning_rate_{rate}", f"seed_{seed}") for method, rate in kept.items() for seed in (0, 1)
     }
     assert [row["is_kept"] for row in table.search].count(True) == 2
     assert cells(table.rows)[0][:2] == ("method", "learning_rate")

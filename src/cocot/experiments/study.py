@@ -118,7 +118,8 @@ class Trial:
         settings: Its value of each setting that is searched, by the setting's name.
         overrides: Its settings as dotted overrides of the recipe.
         config: The resolved recipe.
-        path: Its run folder within that of the study: a folder an axis.
+        path: Its run folder within that of the study: a folder for the first axis, for each searched setting, and for
+            each further axis. So a study with a search and the same one without can share the study's folder.
     """
 
     values: dict[str, str]
@@ -154,7 +155,7 @@ def trials(study: Study, overrides: Sequence[str]) -> list[Trial]:
         own = [*overrides, *(word for *_, settings in chosen for word in override_words(settings))]
         texts = [(axis, value) for axis, value, _ in chosen]
         axes, settings = texts[: len(study.axes)], texts[len(study.axes) :]
-        path = Path(axes[0][1], *(f"{axis}_{value}" for axis, value in [*axes[1:], *settings]))
+        path = Path(axes[0][1], *(f"{axis}_{value}" for axis, value in [*settings, *axes[1:]]))
         if any(path == other.path for other in made):
             raise ConfigError(f"{path} is there twice; name each value of an axis once.")
         made.append(Trial(dict(axes), dict(settings), own, read_recipe(study.recipe, own), path))

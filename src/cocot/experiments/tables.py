@@ -23,9 +23,7 @@ Row = dict[str, Any]
 SCHEMA = 2
 
 BY_STEPS = "Accuracy by the steps of the written solution"
-SEARCH = (
-    "The search of settings: accuracy on validation problems with the first seed; each row keeps the one in brackets"
-)
+SEARCH = "Settings that were tried: accuracy on validation problems, first seed, in brackets what the row keeps"
 
 
 class Table:
