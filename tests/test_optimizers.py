@@ -14,7 +14,7 @@ from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.from_scratch import build_model
 from cocot.tasks.prosqa import ProsQA
 from cocot.training.config import TrainConfig
-from cocot.training.optimizers import CombinedOptimizer, build_optimizer, load_moments, reset_moments
+from cocot.training.optimizers import CombinedOptimizer, Float32Muon, build_optimizer, load_moments, reset_moments
 
 MATRIX = torch.arange(12.0).reshape(3, 4) / 10
 VECTOR = torch.arange(4.0)
@@ -133,6 +133,38 @@ def test_forgetting_is_beginning_anew(kind: str) -> None:
     step(used, ours, 1)
     step(build(theirs), theirs, 1)  # type: ignore[arg-type]
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
+def test_muon_on_a_cpu_is_pytorchs_without_its_cast(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit PyTorch's algorithm in float32; with its cast to bfloat16 it is near."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, same, cast = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    optimizers = Float32Muon([ours], **settings), Muon([same], **settings), Muon([cast], **settings)
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        for parameter in (ours, same, cast):
+            parameter.grad = gradient.clone()
+        optimizers[0].step()
+        optimizers[2].step()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+            optimizers[1].step()
+    assert torch.equal(ours, same)
+    assert torch.equal(optimizers[0].state[ours]["momentum_buffer"], optimizers[1].state[same]["momentum_buffer"])
+    assert 0 < (ours - cast).norm() < 0.02 * (ours - start).norm()
+
+
+def test_muon_elsewhere_is_pytorchs() -> None:
+    """The meta device stands for a GPU: PyTorch's own step is taken."""
+    weight = torch.nn.Parameter(torch.empty(3, 4, device="meta"))
+    weight.grad = torch.empty(3, 4, device="meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Muon, "step", lambda self, closure=None: 7.0)
+        assert Float32Muon([weight]).step() == 7.0
+        assert Float32Muon([torch.nn.Parameter(MATRIX)]).step() is None
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:

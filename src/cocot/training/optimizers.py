@@ -6,8 +6,9 @@ Read next: `training/run.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils.operations import recursively_apply  # type: ignore[import-untyped]
@@ -30,7 +31,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, factor: float = 1.0) 
     matrices = _block_matrices(model)
     chosen = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    muon = Muon(matrices, lr=config.muon_learning_rate * factor, weight_decay=decay)
+    muon = Float32Muon(matrices, lr=config.muon_learning_rate * factor, weight_decay=decay)
     return CombinedOptimizer(muon, AdamW(rest, lr=rate, betas=betas, weight_decay=decay, fused=True))
 
 
@@ -40,6 +41,59 @@ def _block_matrices(model: Any) -> list[Tensor]:
     embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
     tables.update(id(module.weight) for module in embeddings)
     return [parameter for parameter in model.parameters() if parameter.dim() == 2 and id(parameter) not in tables]
+
+
+class Float32Muon(Muon):
+    """`torch.optim.Muon`, which on a CPU computes in the type of the weights, and elsewhere in bfloat16 as ever.
+
+    PyTorch casts every update to bfloat16 for the sake of tensor cores. Most CPUs have no instructions for it: there a
+    step of this optimizer took longer than the forward and backward pass of a small model together.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step every matrix that has a gradient."""
+        if any(parameter.device.type != "cpu" for group in self.param_groups for parameter in group["params"]):
+            return cast(Any, super()).step(closure)  # type: ignore[no-any-return]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_matrix(parameter, parameter.grad, group)
+        return loss
+
+    def _step_matrix(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        rate, momentum = float(group["lr"]), group["momentum"]
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(state["momentum_buffer"], momentum)
+        direction = orthogonalized(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = matrix.shape
+        matrix.mul_(1 - rate * group["weight_decay"])
+        matrix.add_(direction, alpha=-rate * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
+    """A matrix with the same singular vectors, and singular values near one: Newton-Schulz iterations.
+
+    Args:
+        matrix: rows x columns.
+        coefficients: Of x, x³ and x⁵ in the polynomial that each iteration applies to the singular values.
+        num_steps: Iterations.
+        eps: The least norm that the matrix is divided by.
+    """
+    a, b, c = coefficients
+    found = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    found = found / found.norm().clamp(min=eps)
+    for _ in range(num_steps):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found.T if matrix.shape[0] > matrix.shape[1] else found
 
 
 class CombinedOptimizer(Optimizer):
