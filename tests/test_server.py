@@ -346,10 +346,17 @@ def test_requests_that_do_not_fit_together_wait() -> None:
     seen: list[int] = []
     told = [[], [], []]  # type: list[list[Any]]
     long = prompts(20)[0]
-    hold = threading.Event()
-    batches = Batches(MODEL, TOKENIZER, most_waiting=9, batch_size=8, on_batch=lambda n: (hold.wait(), seen.append(n)))
+    begun, hold = threading.Event(), threading.Event()
+
+    def on_batch(size: int) -> None:
+        begun.set()
+        hold.wait()
+        seen.append(size)
+
+    batches = Batches(MODEL, TOKENIZER, most_waiting=9, batch_size=8, on_batch=on_batch)
     first = Request(prompts(1)[0], 1, Decoding(), lambda event: None)
     batches.put([first])
+    assert begun.wait(60)  # else those below could join its batch
     batches.put(
         [
             Request(long, 2, Decoding(), told[0].append),
