@@ -425,8 +425,17 @@ def start_two(engine: str, recipe: Path, out: Path, more: dict[str, str] | None 
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("engine", "recomputes"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
-def test_two_processes_are_one(tmp_path: Path, finish: Finish, engine: str, recomputes: bool) -> None:
+@pytest.mark.parametrize(
+    ("engine", "train_settings"),
+    [
+        ("ddp", {}),
+        ("fsdp", {}),
+        ("fsdp", {"gradient_checkpointing": True}),
+        ("ddp", {"optimizer": "muon"}),
+        ("fsdp", {"optimizer": "muon"}),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, finish: Finish, engine: str, train_settings: dict[str, Any]) -> None:
     """Two processes reach one process's weights to float noise, and leave one tidy run folder.
 
     Their batches have different numbers of thoughts: most problems are read at the stage before.
@@ -435,7 +444,7 @@ def test_two_processes_are_one(tmp_path: Path, finish: Finish, engine: str, reco
     config = tiny_config(
         init=NO_DROPOUT_INIT,
         curriculum=curriculum,
-        train={"gradient_checkpointing": recomputes},
+        train=train_settings,
         data={"num_valid": 5},  # 3 and 2 a process
     )
     recipe = write_recipe(tmp_path / "mine.yaml", config)
