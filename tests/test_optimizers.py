@@ -154,7 +154,7 @@ def test_muon_on_a_cpu_is_pytorchs_without_its_cast(shape: tuple[int, int], monk
             optimizers[1].step()
     assert torch.equal(ours, same)
     assert torch.equal(optimizers[0].state[ours]["momentum_buffer"], optimizers[1].state[same]["momentum_buffer"])
-    assert 0 < (ours - cast).norm() < 0.02 * (ours - start).norm()
+    assert 0 < (ours - cast).norm() < 0.02 * (ours - start).norm()  # measured: 0.008 to 0.011
 
 
 def test_muon_elsewhere_is_pytorchs() -> None:
@@ -163,8 +163,8 @@ def test_muon_elsewhere_is_pytorchs() -> None:
     weight.grad = torch.empty(3, 4, device="meta")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Muon, "step", lambda self, closure=None: 7.0)
-        assert Float32Muon([weight]).step() == 7.0
-        assert Float32Muon([torch.nn.Parameter(MATRIX)]).step() is None
+        assert Float32Muon([weight], lr=0.1, weight_decay=0.0).step() == 7.0
+        assert Float32Muon([torch.nn.Parameter(MATRIX)], lr=0.1, weight_decay=0.0).step() is None
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:

@@ -46,9 +46,12 @@ def _block_matrices(model: Any) -> list[Tensor]:
 class Float32Muon(Muon):
     """`torch.optim.Muon`, which on a CPU computes in the type of the weights, and elsewhere in bfloat16 as ever.
 
-    PyTorch casts every update to bfloat16 for the sake of tensor cores. Most CPUs have no instructions for it: there a
+    PyTorch casts every update to bfloat16 for the sake of tensor cores. Many CPUs have no instructions for it: there a
     step of this optimizer took longer than the forward and backward pass of a small model together.
     """
+
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, lr=lr, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
