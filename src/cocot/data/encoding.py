@@ -104,6 +104,8 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _rows(texts: Sequence[str], tokenizer: Tokenizer, *, adds_special_tokens: bool) -> list[list[int]]:
+    if not texts:  # which a fast tokenizer does not take
+        return []
     try:
         encoded = tokenizer(
             list(texts),
