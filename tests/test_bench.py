@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cocot.bench import workload
-from cocot.bench.measure import LiveBytes, alternate, live_bytes, operations
+from cocot.bench.measure import LiveBytes, alternate, live_bytes
 from cocot.bench.ratios import Bench, measure
 from cocot.cli import main
 from cocot.methods import METHODS
+from cocot.training.operations import operations
 
 CPU = torch.device("cpu")
 TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2}

@@ -21,6 +21,7 @@ from typing import Any
 from cocot.api.training import default_folder
 from cocot.experiments import compare as comparison
 from cocot.experiments.clusters import Ray, Share
+from cocot.experiments.equal_compute import with_equal_compute
 from cocot.experiments.estimates import describe_plan, estimate
 from cocot.experiments.jobs import Launcher, ThisMachine
 from cocot.experiments.search import in_number
@@ -68,6 +69,7 @@ def compare(
     num_problems: int = 1000,
     test_file: str | PathLike[str] | None = None,
     search: Mapping[str, Sequence[Any]] | None = None,
+    equal_compute: bool = False,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -82,6 +84,8 @@ def compare(
         test_file: A file of problems to evaluate on, besides fresh ones.
         search: Settings that are searched, dotted fields of the recipe with their values: every method is trained with
             every combination and the recipe's seed, and keeps the one with the highest accuracy on validation problems.
+        equal_compute: Whether each method is also trained on as many problems as cost what Coconut's training costs, in
+            operations; for recipes that generate their problems anew (`data.fresh`).
         jobs: Trainings at a time, each with its share of the cores and a GPU; None for one, on a cluster for as many as
             it has room for.
         on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
@@ -102,7 +106,7 @@ def compare(
     else:
         name = fspath(recipe)
     study = Study(name, {METHOD: list(methods)}, num_problems=num_problems).with_search(search or {})
-    chosen = trials(study, override_words(overrides))
+    chosen = _trials(study, overrides, equal_compute)
     at_a_time = 1 if jobs is None and on is None else jobs
     return _made(_Planned(study, chosen, folder, at_a_time, on), test_file)
 
@@ -118,6 +122,7 @@ def reproduce(
     num_problems: int | None = None,
     test_file: str | PathLike[str] | None = None,
     search: Mapping[str, Sequence[Any]] | None = None,
+    equal_compute: bool = False,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -135,6 +140,8 @@ def reproduce(
         test_file: A file of problems, as a further test set.
         search: Settings that are searched, dotted fields of the recipe with their values: every row is trained with
             every combination and seed 0, and keeps the one with the highest accuracy on validation problems.
+        equal_compute: Whether each method is also trained on as many problems as cost what Coconut's training costs, in
+            operations; for recipes that generate their problems anew (`data.fresh`).
         jobs: Trainings at a time; None for one for each core on a CPU, else 1, and on a cluster for as many as it has
             room for.
         on: What each training gets of a Ray or Slurm cluster; None to train on this machine.
@@ -157,6 +164,7 @@ def reproduce(
         seeds=seeds,
         num_problems=num_problems,
         search=search,
+        equal_compute=equal_compute,
         jobs=jobs,
         on=on,
         **overrides,
@@ -197,6 +205,7 @@ def _planned(
     seeds: int = 1,
     num_problems: int | None = None,
     search: Mapping[str, Sequence[Any]] | None = None,
+    equal_compute: bool = False,
     jobs: int | None = None,
     on: Share | None = None,
     **overrides: Any,
@@ -207,8 +216,13 @@ def _planned(
     if num_problems is not None:
         study = replace(study, num_problems=num_problems)
     study = study.with_search(search or {})
-    chosen = trials(study, override_words(overrides))
+    chosen = _trials(study, overrides, equal_compute)
     return _Planned(study, chosen, default_folder(out, f"{name}_{chosen_scale(name, scale)}"), jobs, on)
+
+
+def _trials(study: Study, overrides: Mapping[str, Any], equal_compute: bool) -> list[Trial]:
+    found = trials(study, override_words(overrides))
+    return with_equal_compute(study, found) if equal_compute else found
 
 
 def _made(planned: _Planned, test_file: str | PathLike[str] | None) -> Table:

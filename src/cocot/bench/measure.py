@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.benchmark import timer
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 Run = Callable[[], Any]
 
@@ -34,22 +33,6 @@ def alternate(runs: Mapping[str, Run], rounds: int) -> dict[str, float]:
         run()
     measured = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
     return {name: median(each[name] for each in measured) for name in runs}
-
-
-# PyTorch has formulas for the attention kernels of GPUs, and none for those of a CPU, which do the same.
-_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    _ATTENTION: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),  # type: ignore[no-untyped-call]
-    _ATTENTION_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),  # type: ignore[no-untyped-call]
-}
-
-
-def operations(run: Run) -> int:
-    """Floating-point operations of the matrix products of one run: those on padding and on masked pairs count, too."""
-    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-        run()
-    return int(counter.get_total_flops())
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from transformers import DynamicCache, TrainerCallback
 
 from cocot import tasks
 from cocot.bench import workload
-from cocot.bench.measure import alternate, live_bytes, matmul_rate, operations, seconds
+from cocot.bench.measure import alternate, live_bytes, matmul_rate, seconds
 from cocot.data.collator import collate
 from cocot.data.dataset import StageData
 from cocot.data.examples import Encoder
@@ -37,6 +37,7 @@ from cocot.modeling.shared_passes import enable_checkpointing
 from cocot.modeling.thought_settings import set_thought_settings
 from cocot.system.files import unfinished
 from cocot.training.config import DataConfig, RunConfig, TrainConfig
+from cocot.training.operations import operations
 from cocot.training.problems import prepare_data, vocabulary_sample
 from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import Batches, plan

@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--jobs", type=_POSITIVE, help="trainings at a time (default: 1; on a cluster as many as it has room for)"
     )
-    _add_search_argument(sub)
+    _add_comparison_arguments(sub)
     _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/RECIPE)")
 
@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--dry-run", action="store_true", help="print the plan, with times measured in a pilot run, and stop"
     )
-    _add_search_argument(sub)
+    _add_comparison_arguments(sub)
     _add_cluster_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: runs/STUDY_SCALE)")
 
@@ -255,8 +255,8 @@ def _add_problem_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     source.add_argument("--largest", type=_POSITIVE, help="gsm8k: the largest number that a question names")
 
 
-def _add_search_argument(sub: argparse.ArgumentParser) -> None:
-    """Settings of which every row keeps its best."""
+def _add_comparison_arguments(sub: argparse.ArgumentParser) -> None:
+    """What makes a comparison of methods fair."""
     sub.add_argument(
         "--search",
         action="append",
@@ -264,6 +264,11 @@ def _add_search_argument(sub: argparse.ArgumentParser) -> None:
         metavar="SETTING=VALUES",
         help="train every row with each of these values and one seed, and keep what is best on validation problems: "
         "--search train.learning_rate=1e-3,3e-3 (several: every combination)",
+    )
+    sub.add_argument(
+        "--equal-compute",
+        action="store_true",
+        help="also train each method on as many problems as cost what Coconut's training costs",
     )
 
 

@@ -113,6 +113,7 @@ def _compare(args: argparse.Namespace) -> int:
         num_problems=args.problems,
         test_file=args.data,
         search=dict(axis_values(words) for words in args.search),
+        equal_compute=args.equal_compute,
         jobs=args.jobs,
         on=_share(args),
         **parse_overrides(args.overrides),
@@ -149,6 +150,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         "seeds": args.seeds,
         "num_problems": args.problems,
         "search": dict(axis_values(words) for words in args.search),
+        "equal_compute": args.equal_compute,
         "jobs": args.jobs,
         **parse_overrides(args.overrides),
     }

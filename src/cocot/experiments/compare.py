@@ -230,6 +230,7 @@ def _rows(
             "tests": results,
             "train_problems": fmean(_train_problems(trainings[index]) for index in own[group]),
             "train_seconds": fmean(trainings[index].step_seconds() for index in own[group]),
+            "compute": trials[first].compute,
             "paper": dict(study.paper.get(group[0], {})),
         }
 

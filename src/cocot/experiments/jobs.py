@@ -237,7 +237,9 @@ def train_all(trainings: Sequence[Training], launcher: Launcher) -> None:
     """
     waiting, running = [item for item in trainings if not item.is_finished()], dict[int, Training]()  # by slot
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=sum(num_steps(item.config) for item in trainings), unit="step"))
+        num_before = sum(training.progress()[0] for training in trainings)
+        total = sum(num_steps(item.config) for item in trainings)
+        bar = stack.enter_context(tqdm(total=total, initial=num_before, unit="step"))
         signals, further = list[int](), count(len(trainings))
         stack.enter_context(listening(signals.append))
         stack.enter_context(_stopping(running))

@@ -120,6 +120,7 @@ class Trial:
         config: The resolved recipe.
         path: Its run folder within that of the study: a folder for the first axis, for each searched setting, and for
             each further axis. So a study with a search and the same one without can share the study's folder.
+        compute: Operations of its training as a ratio to Coconut's; None where they were not counted.
     """
 
     values: dict[str, str]
@@ -127,6 +128,7 @@ class Trial:
     overrides: list[str]
     config: RunConfig
     path: Path
+    compute: float | None = None
 
     @property
     def row(self) -> dict[str, str]:

@@ -126,6 +126,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         ("problems", lambda row: f"{first(row)['problems']:,}"),
         ("trained on", lambda row: f"{row['train_problems']:,.0f}" if "train_problems" in row else ""),
         ("training", lambda row: f"{row['train_seconds'] / 60:.1f} min" if "train_seconds" in row else ""),
+        ("compute", lambda row: _number(row.get("compute"), 2)),
         ("paper", lambda row: _share(row.get("paper", {}).get("accuracy"))),
         ("paper's tokens", lambda row: _number(row.get("paper", {}).get("tokens"))),
     ]
@@ -209,8 +210,8 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def plain(rows: Sequence[Row]) -> str:

@@ -175,7 +175,7 @@ class RunInProgress:
         for planned in self.stages:
             self.longest_answer(planned)
 
-    def open_folder(self, other: RunFolder | None, num_shared: int) -> None:
+    def open_folder(self, other: RunFolder | None = None, num_shared: int = 0) -> None:
         """Open the run's folder; take over the first `num_shared` stages of another run as far as they are done."""
         self.run.open(self.config)
         self.run.describe(self.config, fingerprint(*self.first_problems, self.data.valid))
@@ -263,7 +263,7 @@ class RunInProgress:
         planned = self._next_stage()
         name = planned.stage.name
         checkpoint = decided(lambda: newest_checkpoint(self.run.stage(name)))
-        trainer = StageTrainer(self.model, self.tokenizer, self._job(number, planned, is_new=checkpoint is None))
+        trainer = StageTrainer(self.model, self.tokenizer, self.job(number, planned, is_new=checkpoint is None))
         once(lambda: self.run.truncate_log(name, step_of(checkpoint) if checkpoint else -1))
         with trainer.stage_callback.listening(), closing(trainer.metrics_callback):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -277,7 +277,7 @@ class RunInProgress:
                 trainer.stage_callback.signal,
             )
 
-    def _job(self, number: int, planned: PlannedStage, is_new: bool) -> StageJob:
+    def job(self, number: int, planned: PlannedStage, is_new: bool) -> StageJob:
         """Stage `number` of the run; `is_new` if it has no checkpoint yet."""
         keeps_moments = number > 0 and self.config.train.optimizer_reset == "never"
         earlier = self.run.path / self.run.finished_stages()[-1]["checkpoint"] if keeps_moments else None
