@@ -23,7 +23,7 @@ from cocot.training.recipes import override_words, read_recipe
 EQUAL = "equal"
 """The axis that these comparisons add: what two rows have in common, problems or compute."""
 _BASIS = "coconut"
-_ALIKE = 0.02  # trainings whose compute differs less are not done twice
+_ALIKE = 0.02  # trainings whose problems would differ by less are not done twice
 
 
 def with_equal_compute(study: Study, trials: Sequence[Trial]) -> list[Trial]:
@@ -53,10 +53,11 @@ def with_equal_compute(study: Study, trials: Sequence[Trial]) -> list[Trial]:
     for trial in tqdm(trials, desc="counting operations", unit="run"):
         basis = read_recipe(study.recipe, [*trial.overrides, f"--{METHOD}", _BASIS])
         compute = operations(trial.config) / operations(basis)
-        same_problems = _named(trial, "problems", compute)
-        made.append(same_problems)
-        if abs(compute - 1) > _ALIKE:
-            made.append(_same_compute(study, same_problems))
+        made.append(_named(trial, "problems", compute))
+        data, size = trial.config.data, trial.config.train.batch_size
+        num_train = size * max(1, round(data.num_train / size / compute))
+        if abs(num_train / data.num_train - 1) > _ALIKE:
+            made.append(_with_problems(study, trial, num_train, compute * num_train / data.num_train))
     return made
 
 
@@ -67,14 +68,11 @@ def _named(trial: Trial, what: str, compute: float) -> Trial:
     return replace(trial, values=row | seed, compute=compute)
 
 
-def _same_compute(study: Study, trial: Trial) -> Trial:
-    assert trial.compute is not None
-    data, size = trial.config.data, trial.config.train.batch_size
-    num_batches = max(1, round(data.num_train / size / trial.compute))
-    overrides = [*trial.overrides, *override_words({"data.num_train": num_batches * size})]
+def _with_problems(study: Study, trial: Trial, num_train: int, compute: float) -> Trial:
+    overrides = [*trial.overrides, *override_words({"data.num_train": num_train})]
     method, *rest = trial.path.parts
     return replace(
-        _named(trial, "compute", trial.compute * num_batches * size / data.num_train),
+        _named(trial, "compute", compute),
         overrides=overrides,
         config=read_recipe(study.recipe, overrides),
         path=Path(f"{method}_equal_compute", *rest),
