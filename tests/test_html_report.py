@@ -17,6 +17,7 @@ from cocot import tasks
 from cocot.cli import main
 from cocot.errors import RunError
 from cocot.experiments.html_report import write_page
+from cocot.experiments.tables import SIDE_BY_SIDE, write_table
 from cocot.interpret.search_tree import SearchTree
 from cocot.tasks.graphs import depths, heights
 from cocot.training.run import train
@@ -123,6 +124,25 @@ def test_runs_of_one_name_in_two_folders(run: Path, tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     found = re.findall("<h2>The search inside (.*?)</h2>", text)
     assert found == [f"{tmp_path}/first/mine", f"{tmp_path}/second/mine"]
+
+
+@pytest.mark.parametrize(("names", "heads"), [(("a", "b"), ("a", "b")), (("a/x", "b/x"), ("{0}/a/x", "{0}/b/x"))])
+def test_studies_stand_side_by_side(run: Path, tmp_path: Path, names: tuple[str, ...], heads: tuple[str, ...]) -> None:
+    """The page of several studies begins with the accuracies of all, by folder; that of one has no such table."""
+    summary = {"accuracy": 0.5, "low": 0.25, "high": 0.75, "tokens": 4.0, "seconds_per_question": 0.1, "problems": 8}
+    rows = [{"values": {"method": name}, "tests": {"test": summary}} for name in ("cot", "coconut")]
+    about = {"versions": {"cocot": "1", "torch": "2"}, "commit": "", "platform": ""}
+    table = {"note": "", "rows": rows, "ablations": [], "tests": {}, "environment": about}
+    for name in names:
+        shutil.copytree(run, tmp_path / name / "cot")
+        write_table(table, tmp_path / name)
+    write_page([tmp_path / name for name in names], tmp_path / "all.html")
+    text = (tmp_path / "all.html").read_text()
+    assert SIDE_BY_SIDE in text
+    found = re.findall(r"<th scope=.col.>(.*?)</th>", text)[:4]
+    assert found == ["method", *(head.format(tmp_path) for head in heads), "mean rank"]
+    write_page([tmp_path / names[0]], tmp_path / "one.html")
+    assert SIDE_BY_SIDE not in (tmp_path / "one.html").read_text()
 
 
 def test_a_search_alone(run: Path, tmp_path: Path) -> None:

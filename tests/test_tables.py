@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from cocot.errors import RunError
-from cocot.experiments.tables import SCHEMA, cells, cells_by_steps, read_table, shortcuts, write_table
+from cocot.experiments.tables import (
+    SCHEMA,
+    Row,
+    cells,
+    cells_by_steps,
+    cells_side_by_side,
+    read_table,
+    shortcuts,
+    write_table,
+)
 
 
 def result(**more: Any) -> dict[str, Any]:
@@ -107,3 +116,28 @@ def test_a_table_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(json.dumps({"schema": 99, "rows": []}))
     with pytest.raises(RunError, match=f"of schema 99, and this version reads {SCHEMA}; the command that made it"):
         read_table(tmp_path)
+
+
+def test_studies_stand_side_by_side() -> None:
+    """A line a row that any has, a column a study and test set; rows that all have are ranked, equal ones alike."""
+
+    def rows(tests: tuple[str, ...], **accuracies: float) -> list[Row]:
+        return [
+            {"values": {"method": name}, "tests": {test: {"accuracy": value} for test in tests}}
+            for name, value in accuracies.items()
+        ]
+
+    studies = {"a": rows(("x",), cot=0.5, soft=0.9, codi=1.0, coconut=0.9), "b": rows(("x", "y"), soft=0.1, cot=0.2)}
+    assert cells_side_by_side(studies) == [
+        ("method", "a", "b, x", "b, y", "mean rank"),
+        ("cot", "50.0%", "20.0%", "20.0%", "1.3"),
+        ("soft", "90.0%", "10.0%", "10.0%", "1.7"),
+        ("codi", "100.0%", "", "", ""),
+        ("coconut", "90.0%", "", "", ""),
+    ]
+    assert [line[-1] for line in cells_side_by_side({"a": studies["a"], "b": studies["a"]})[1:]] == [
+        *("4.0", "2.5", "1.0", "2.5")
+    ]
+    assert cells_side_by_side({"a": studies["a"]}) == cells_side_by_side({}) == []
+    other = [{"values": {"layers": "2"}, "tests": {"x": {"accuracy": 1.0}}}]
+    assert cells_side_by_side({"a": studies["a"], "b": other}) == []

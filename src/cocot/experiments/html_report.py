@@ -11,7 +11,7 @@ Read next: `experiments/charts.py` (the figures), `templates/` (the page and its
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ from markupsafe import Markup
 
 from cocot.errors import RunError
 from cocot.experiments import charts
-from cocot.experiments.tables import SEARCH, cells, cells_of_search, read_table, shortcuts
+from cocot.experiments.tables import (
+    SEARCH,
+    SIDE_BY_SIDE,
+    cells,
+    cells_of_search,
+    cells_side_by_side,
+    read_table,
+    shortcuts,
+)
 from cocot.interpret.drawing import drawing
 from cocot.interpret.search_data import SearchData
 from cocot.interpret.terminal import tables as tables_of
@@ -47,24 +55,23 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     tables, figures, specs = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
     notes, lines = list[str](), list[str]()
     origin = dict[str, str]()
-    runs = dict[str, RunFolder]()
+    runs, studies = dict[str, RunFolder](), dict[str, list[dict[str, Any]]]()
+    has_own_names = len({folder.resolve().name for folder in folders}) == len(folders)
     for folder in folders:
         runs |= _runs(folder, is_only=len(folders) == 1)
         table = read_table(folder)
         if table is None:
             continue
+        studies[_name(folder, has_own_names)] = table["rows"]
         notes.append(table["note"])
-        tables.append({"title": f"Results of {folder}", "cells": cells(table["rows"])})
-        if tried := cells_of_search(table.get("search", [])):
-            tables.append({"title": SEARCH, "cells": tried})
-        if table["ablations"]:
-            tables.append({"title": "With other thoughts, and with fewer", "cells": cells(table["ablations"])})
+        tables += _tables(folder, table)
         lines += shortcuts(table)
         origin |= _origin(table["environment"])
         text = "Dots are means, ticks are seeds, lines are 95 % intervals (with several seeds they cover those, too)."
         _add(figures, specs, "Accuracy", charts.accuracy_by_row(table["rows"]), text)
         title, text = "Accuracy against tokens", "What a method buys with its words. Bars are 95 % intervals."
         _add(figures, specs, title, charts.accuracy_and_tokens(table["rows"]), text)
+    tables = [*_side_by_side(studies), *tables]
     logs = {name: run.read_log() for name, run in runs.items()}
     if any(logs.values()):
         text = "Each run over its optimizer steps; dashed rules mark where a stage begins."
@@ -101,6 +108,22 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         script=Markup(_source("page.js")),
     )
     write_text(out, page)
+
+
+def _tables(folder: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a study found, as tables with titles."""
+    found = {
+        f"Results of {folder}": cells(table["rows"]),
+        SEARCH: cells_of_search(table.get("search", [])),
+        "With other thoughts, and with fewer": cells(table["ablations"]) if table["ablations"] else [],
+    }
+    return [{"title": title, "cells": texts} for title, texts in found.items() if texts]
+
+
+def _side_by_side(studies: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of all studies, where there are several of the same rows."""
+    texts = cells_side_by_side(studies)
+    return [{"title": SIDE_BY_SIDE, "cells": texts}] if texts else []
 
 
 def _runs(folder: Path, is_only: bool) -> dict[str, RunFolder]:

@@ -5,10 +5,11 @@ In: the content of `table.json`, or rows of evaluation results, `{values, tests:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cocot.display.html import block, heading, paragraph, table
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 SCHEMA = 2
 
 BY_STEPS = "Accuracy by the steps of the written solution"
+SIDE_BY_SIDE = "Side by side: accuracy in each study; mean rank of the rows that all studies have, 1 is best"
 SEARCH = "Settings that were tried: accuracy on validation problems, first seed, in brackets what the row keeps"
 
 
@@ -152,6 +154,40 @@ def cells_by_steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [(*axes, *heads), *((*(_value(axis, row) for axis in axes), *texts(row)) for row in rows)]
 
 
+def cells_side_by_side(studies: Mapping[str, Sequence[Row]]) -> list[tuple[str, ...]]:
+    """Accuracies of the same rows in several studies, as text cells: a column a study and test set, then the mean rank.
+
+    Args:
+        studies: Rows of each study's table, by its name.
+
+    Returns:
+        The heading and a line a row; empty for one study, and for studies whose rows differ in other axes. Rows that
+        are in all columns are ranked there, the best as 1, those that are equal by their mean rank.
+    """
+    axes = {tuple(rows[0]["values"]) for rows in studies.values()}
+    if len(studies) < 2 or len(axes) > 1:
+        return []
+    found: dict[str, dict[tuple[str, ...], Row]] = {}
+    for name, rows in studies.items():
+        tests = list(rows[0]["tests"])
+        for test in tests:
+            head = f"{name}, {test}" if len(tests) > 1 else name
+            found[head] = {tuple(row["values"].values()): row["tests"][test] for row in rows}
+    keys = list(dict.fromkeys(key for own in found.values() for key in own))
+    ranked = [key for key in keys if all(key in own for own in found.values())]
+
+    def rank(key: tuple[str, ...], own: Mapping[tuple[str, ...], Row]) -> float:
+        mine, others = float(own[key]["accuracy"]), [float(own[other]["accuracy"]) for other in ranked]
+        return sum(other > mine for other in others) + (others.count(mine) + 1) / 2
+
+    def texts(key: tuple[str, ...]) -> list[str]:
+        accuracies = [_accuracy_of(own[key]) if key in own else "" for own in found.values()]
+        mean = f"{fmean(rank(key, own) for own in found.values()):.1f}" if key in ranked else ""
+        return [*accuracies, mean]
+
+    return [(*axes.pop(), *found, "mean rank"), *((*key, *texts(key)) for key in keys)]
+
+
 def cells_of_search(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """What every combination of the settings reached, as text cells: a line a row of the study; empty without rows."""
     if not rows:
@@ -180,7 +216,10 @@ def _setting(name: str, row: Row) -> str:
 
 
 def _accuracy(test: str, row: Row) -> str:
-    result = row["tests"][test]
+    return _accuracy_of(row["tests"][test])
+
+
+def _accuracy_of(result: Row) -> str:
     spread = result.get("sd")
     return f"{result['accuracy']:.1%}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
