@@ -14,6 +14,7 @@ from cocot.experiments.tables import (
     Row,
     cells,
     cells_by_steps,
+    cells_of_ablations,
     cells_side_by_side,
     read_table,
     shortcuts,
@@ -90,6 +91,28 @@ def test_a_study_shows_how_accuracy_falls_with_the_steps() -> None:
     assert cells_by_steps([{"values": {"method": "old"}, "tests": {"a": result()}}]) == []
 
 
+def test_controls_stand_beside_each_other() -> None:
+    """A line a model and seed, a column a control and test set; numbers of thoughts last, empty where there is none."""
+
+    def row(method: str, thoughts: str, **accuracies: float) -> Row:
+        tests = {name: result(accuracy=value) for name, value in accuracies.items()}
+        return {"values": {"method": method, "seed": "0", "thoughts": thoughts}, "tests": tests}
+
+    one = [row("coconut", "as trained", a=1.0), row("coconut", "k=2", a=0.5), row("soft", "k=10", a=0.25)]
+    more = [row("soft", "k=1", a=0.75), row("soft", "zeros", a=0.0)]
+    assert cells_of_ablations([*one, *more]) == [
+        ("method", "seed", "as trained", "zeros", "k=1", "k=2", "k=10"),
+        ("coconut", "0", "100.0%", "", "", "50.0%", ""),
+        ("soft", "0", "", "0.0%", "75.0%", "", "25.0%"),
+    ]
+    two = [row("coconut", "k=0", z=1.0, a=0.5), row("coconut", "zeros", z=0.25, a=0.75)]
+    assert cells_of_ablations(two) == [
+        ("method", "seed", "z: zeros", "z: k=0", "a: zeros", "a: k=0"),
+        ("coconut", "0", "25.0%", "100.0%", "75.0%", "50.0%"),
+    ]
+    assert cells_of_ablations([]) == []
+
+
 def test_a_table_is_written_whole(tmp_path: Path) -> None:
     """`table.json` keeps every value; `table.md` has the note, the ablations, the shortcuts and the versions."""
     rows = [{"values": {"method": "cot"}, "tests": {"test": result(by_steps={"3": 0.75, "4": 0.25})}}]
@@ -106,7 +129,11 @@ def test_a_table_is_written_whole(tmp_path: Path) -> None:
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("Small.\n\n| method | accuracy |")
     assert "\n| method | 3 | 4 |\n| --- | ---: | ---: |\n| cot | 75.0% | 25.0% |\n" in text
-    for part in ("| coconut | zeros | 50.0% |", "- test-1a: shortcut last 91.4%", "cocot abc, torch 2.\n"):
+    for part in (
+        "| method | zeros |\n| --- | ---: |\n| coconut | 50.0% |",
+        "- test-1a: shortcut last 91.4%",
+        "cocot abc, torch 2.\n",
+    ):
         assert part in text
 
 

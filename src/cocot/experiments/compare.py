@@ -32,7 +32,7 @@ from cocot.evaluation.statistics import mcnemar, seeds_interval, welch, wilson_i
 from cocot.experiments.jobs import Launcher, ThisMachine, Training, share_stages, train_all
 from cocot.experiments.search import of_the_search, rows_of_search, with_best_settings
 from cocot.experiments.study import Study, Trial
-from cocot.experiments.tables import shortcuts_of, write_table
+from cocot.experiments.tables import THOUGHTS, shortcuts_of, write_table
 from cocot.methods.tokens import LATENT
 from cocot.modeling.generation import answer
 from cocot.modeling.loading import load_here
@@ -281,7 +281,7 @@ def _ablation_rows(trials: Sequence[Trial], answers: Sequence[Answers]) -> list[
     """One row a model that thinks and a control, seeds apart: a control belongs to its model."""
     return [
         {
-            "values": {**trial.values, **trial.settings, "thoughts": name},
+            "values": {**trial.values, **trial.settings, THOUGHTS: name},
             "tests": {test: _summary([found[name]]) for test, found in own.items()},
         }
         for trial, own in zip(trials, answers, strict=True)

@@ -23,12 +23,10 @@ from markupsafe import Markup
 from cocot.errors import RunError
 from cocot.experiments import charts
 from cocot.experiments.tables import (
-    SEARCH,
     SIDE_BY_SIDE,
-    cells,
-    cells_of_search,
     cells_side_by_side,
     read_table,
+    sections,
     shortcuts,
 )
 from cocot.interpret.drawing import drawing
@@ -64,7 +62,10 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
             continue
         studies[_name(folder, has_own_names)] = table["rows"]
         notes.append(table["note"])
-        tables += _tables(folder, table)
+        tables += [
+            {"title": f"{part.title} of {folder}" if number == 0 else part.title, "cells": part.cells}
+            for number, part in enumerate(sections(table))
+        ]
         lines += shortcuts(table)
         origin |= _origin(table["environment"])
         text = "Dots are means, ticks are seeds, lines are 95 % intervals (with several seeds they cover those, too)."
@@ -108,16 +109,6 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         script=Markup(_source("page.js")),
     )
     write_text(out, page)
-
-
-def _tables(folder: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a study found, as tables with titles."""
-    found = {
-        f"Results of {folder}": cells(table["rows"]),
-        SEARCH: cells_of_search(table.get("search", [])),
-        "With other thoughts, and with fewer": cells(table["ablations"]) if table["ablations"] else [],
-    }
-    return [{"title": title, "cells": texts} for title, texts in found.items() if texts]
 
 
 def _side_by_side(studies: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

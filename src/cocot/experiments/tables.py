@@ -6,6 +6,7 @@ In: the content of `table.json`, or rows of evaluation results, `{values, tests:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,9 @@ SCHEMA = 2
 
 BY_STEPS = "Accuracy by the steps of the written solution"
 SIDE_BY_SIDE = "Side by side: accuracy in each study; mean rank of the rows that all studies have, 1 is best"
+ABLATIONS = "Accuracy with other thoughts, and with fewer"
+THOUGHTS = "thoughts"
+"""The axis of `ablations` that says which thoughts a model was given."""
 SEARCH = "Settings that were tried: accuracy on validation problems, first seed, in brackets what the row keeps"
 
 
@@ -78,29 +82,47 @@ class Table:
         return f"Table({str(self.path)!r}, {len(self.rows)} rows)"
 
     def __str__(self) -> str:
-        parts = [plain(rows) for rows in (self.rows, self.ablations) if rows]
-        if search := cells_of_search(self.search):
-            parts.insert(1, f"{SEARCH}:\n{align(search)}")
-        if steps := cells_by_steps(self.rows):
-            parts.insert(1, align(steps))
-        return "\n\n".join([*parts, *(["\n".join(self.shortcuts)] if self.shortcuts else [])])
+        parts = [f"{section.title}:\n{align(section.cells)}" for section in sections(self.content)[1:]]
+        return "\n\n".join([plain(self.rows), *parts, *(["\n".join(self.shortcuts)] if self.shortcuts else [])])
 
     def _repr_html_(self) -> str:
         """For notebooks: the tables, and what stands below them."""
-        steps = cells_by_steps(self.rows)
-        by_steps = [heading(BY_STEPS), table(steps)] if steps else []
-        tried = cells_of_search(self.search)
-        search = [heading(SEARCH), table(tried)] if tried else []
-        ablations = [heading("With other thoughts, and with fewer"), table(cells(self.ablations))]
+        first, *others = sections(self.content)
         return block(
             heading(str(self.path)),
             *([paragraph(self.content["note"])] if self.content["note"] else []),
-            table(cells(self.rows)),
-            *by_steps,
-            *search,
-            *(ablations if self.ablations else []),
+            table(first.cells),
+            *(part for section in others for part in (heading(section.title), table(section.cells))),
             *map(paragraph, self.shortcuts),
         )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a study's results.
+
+    Attributes:
+        title: What it shows; of the first part, "Results".
+        cells: Its text cells, the heading first.
+        num_axes: Columns that name a row; the others hold its numbers.
+    """
+
+    title: str
+    cells: Sequence[tuple[str, ...]]
+    num_axes: int
+
+
+def sections(content: Row) -> list[Section]:
+    """All that a study found, wherever it is shown: the rows first, then what it has of the rest."""
+    rows, ablations = content["rows"], content["ablations"]
+    num_axes = len(rows[0]["values"])
+    found = [
+        Section("Results", cells(rows), num_axes),
+        Section(BY_STEPS, cells_by_steps(rows), num_axes),
+        Section(SEARCH, cells_of_search(content.get("search", [])), num_axes),
+        Section(ABLATIONS, cells_of_ablations(ablations), len(ablations[0]["values"]) - 1 if ablations else 0),
+    ]
+    return [section for section in found if section.cells]
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -152,6 +174,27 @@ def cells_by_steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
     axes = list(rows[0]["values"])
     return [(*axes, *heads), *((*(_value(axis, row) for axis in axes), *texts(row)) for row in rows)]
+
+
+def cells_of_ablations(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Accuracies with other thoughts, as text cells: a line a model, a column a control; empty without rows."""
+    if not rows:
+        return []
+    tests = list(dict.fromkeys(test for row in rows for test in row["tests"]))
+    axes = [axis for axis in rows[0]["values"] if axis != THOUGHTS]
+    lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        line = lines.setdefault(tuple(_value(axis, row) for axis in axes), {})
+        line |= {(test, _value(THOUGHTS, row)): f"{result['accuracy']:.1%}" for test, result in row["tests"].items()}
+
+    def place(column: tuple[str, str]) -> tuple[int, int]:
+        """Numbers of thoughts stand last, fewer first: models differ in how many they have."""
+        test, control = column
+        return tests.index(test), int(control[2:]) if control.startswith("k=") else -1
+
+    columns = sorted(dict.fromkeys(column for line in lines.values() for column in line), key=place)
+    heads = [f"{test}: {control}" if len(tests) > 1 else control for test, control in columns]
+    return [(*axes, *heads), *((*names, *(line.get(at, "") for at in columns)) for names, line in lines.items())]
 
 
 def cells_side_by_side(studies: Mapping[str, Sequence[Row]]) -> list[tuple[str, ...]]:
@@ -279,13 +322,10 @@ def shortcuts(table: Row) -> list[str]:
 def write_table(table: Row, folder: Path) -> None:
     """Write `table.json` and `table.md` into `folder`."""
     write_json(folder / "table.json", {"schema": SCHEMA, **table})
-    parts = [table["note"], _markdown(table["rows"])]
-    if steps := cells_by_steps(table["rows"]):
-        parts += [f"{BY_STEPS}:", _as_markdown(steps, len(table["rows"][0]["values"]))]
-    if search := cells_of_search(table.get("search", [])):
-        parts += [f"{SEARCH}:", _as_markdown(search, len(table["rows"][0]["values"]))]
-    if table["ablations"]:
-        parts += ["With other thoughts, and with fewer:", _markdown(table["ablations"])]
+    first, *others = sections(table)
+    parts = [table["note"], _as_markdown(first)]
+    for section in others:
+        parts += [f"{section.title}:", _as_markdown(section)]
     if lines := shortcuts(table):
         parts += ["Without any model:", "\n".join(f"- {line}" for line in lines)]
     versions = table["environment"]["versions"]
@@ -311,11 +351,7 @@ def read_table(folder: Path) -> Row | None:
     return table
 
 
-def _markdown(rows: Sequence[Row]) -> str:
-    return _as_markdown(cells(rows), len(rows[0]["values"]))
-
-
-def _as_markdown(texts: Sequence[tuple[str, ...]], num_axes: int) -> str:
-    head, *body = texts
-    lines = [head, tuple("---" if index < num_axes else "---:" for index in range(len(head))), *body]
+def _as_markdown(section: Section) -> str:
+    head, *body = section.cells
+    lines = [head, tuple("---" if index < section.num_axes else "---:" for index in range(len(head))), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
