@@ -240,7 +240,7 @@ def train_all(trainings: Sequence[Training], launcher: Launcher) -> None:
         num_before = sum(training.progress()[0] for training in trainings)
         total = sum(num_steps(item.config) for item in trainings)
         bar = stack.enter_context(tqdm(total=total, initial=num_before, unit="step"))
-        signals, further, shown = list[int](), count(len(trainings)), ("", 0)
+        signals, further = list[int](), count(len(trainings))
         stack.enter_context(listening(signals.append))
         stack.enter_context(_stopping(running))
         while waiting or running:
@@ -268,12 +268,9 @@ def train_all(trainings: Sequence[Training], launcher: Launcher) -> None:
             num_done = len(trainings) - len(waiting) - len(running)
             bar.set_description_str(f"{num_done} of {len(trainings)} runs done", refresh=False)
             doing = ", ".join(f"{item.name}: {progress[item.name][1]}" for item in running.values())
-            num_steps_done = sum(step for step, _ in progress.values())
-            if (doing, num_steps_done) != shown:  # a log file would get a line every look
-                shown = doing, num_steps_done
-                bar.set_postfix_str(doing, refresh=False)
-                bar.update(num_steps_done - bar.n)
-                bar.refresh()
+            bar.set_postfix_str(doing, refresh=False)
+            bar.update(sum(step for step, _ in progress.values()) - bar.n)
+            bar.refresh()
 
 
 def _environment(training: Training, jobs: int, slot: int) -> dict[str, str]:
