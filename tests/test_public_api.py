@@ -237,12 +237,13 @@ def test_a_table_is_what_its_file_holds(tmp_path: Path) -> None:
     """`Table.read` prints the rows, shows them, and says so where there are none."""
     result = {"accuracy": 0.5, "low": 0.2, "high": 0.8, "tokens": 3.0, "seconds_per_question": 0.1, "problems": 4}
     rows = [{"values": {"method": name}, "tests": {"test": result}} for name in ("cot", "<coconut>")]
-    content = {"note": "small", "rows": rows, "ablations": rows[:1], "tests": {"t.jsonl": {"shortcut": 0.25}}}
+    ablations = [{"values": {"method": "cot", "thoughts": "zeros"}, "tests": {"test": result}}]
+    content = {"note": "small", "rows": rows, "ablations": ablations, "tests": {"t.jsonl": {"shortcut": 0.25}}}
     content["environment"] = {"versions": {"cocot": "1", "torch": "2"}, "commit": None}
     write_table(content, tmp_path)
     table = cocot.Table.read(tmp_path)
     heads = [line.split()[0] for line in str(table).splitlines() if line]
-    assert heads == ["method", "cot", "<coconut>", "method", "cot", "t:"]
+    assert heads == ["method", "cot", "<coconut>", "Accuracy", "method", "cot", "t:"]
     assert table._repr_html_().count("<table") == 2
     assert "&lt;coconut&gt;" in table._repr_html_()
     assert table.rows == rows

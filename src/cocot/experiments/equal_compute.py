@@ -9,14 +9,13 @@ Read next: `experiments/study.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from cocot.errors import ConfigError
 from cocot.experiments.study import METHOD, SEED, Study, Trial
-from cocot.training.config import RunConfig
 from cocot.training.operations import training_operations
 from cocot.training.recipes import override_words, read_recipe
 
@@ -41,18 +40,10 @@ def with_equal_compute(study: Study, trials: Sequence[Trial]) -> list[Trial]:
             "at equal compute some methods train on more problems than the recipe says; set data.fresh true, so that "
             "they are generated."
         )
-    counted: dict[str, float] = {}
-
-    def operations(config: RunConfig) -> float:
-        key = str(asdict(replace(config, seed=0)))
-        if key not in counted:
-            counted[key] = training_operations(config)
-        return counted[key]
-
     made: list[Trial] = []
     for trial in tqdm(trials, desc="counting operations", unit="run"):
         basis = read_recipe(study.recipe, [*trial.overrides, f"--{METHOD}", _BASIS])
-        compute = operations(trial.config) / operations(basis)
+        compute = training_operations(trial.config) / training_operations(basis)
         made.append(_named(trial, "problems", compute))
         data, size = trial.config.data, trial.config.train.batch_size
         num_train = size * max(1, round(data.num_train / size / compute))

@@ -1,4 +1,4 @@
-"""How many floating-point operations a training takes: counted and not timed, so that every machine says the same.
+"""How many floating-point operations a training takes: counted and not timed, so that a busy machine says the same.
 
 In: a recipe, or anything that PyTorch runs. Out: operations of its matrix products.
 Read next: `experiments/equal_compute.py`, which trains methods on as many problems as cost the same.
@@ -24,7 +24,8 @@ from cocot.training.run_folder import RunFolder
 from cocot.training.schedule import PlannedStage, num_batches
 from cocot.training.trainer import StageTrainer
 
-_BATCHES = 8  # of each stage; with batches of 32 the count is then within about 1 % of the whole training's
+_BATCHES = 8  # of each stage
+_COUNTED: dict[str, float] = {}  # by recipe: a plan is made for the estimate of a study and again for its trainings
 
 # PyTorch has formulas for the attention kernels of GPUs, and none for those of a CPU, which do the same.
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -43,9 +44,9 @@ def operations(run: Callable[[], Any]) -> int:
 
 
 def training_operations(config: RunConfig) -> float:
-    """Operations of all steps of a training, without those of its optimizer, which costs every method the same.
+    """Operations of all steps of a training, without those of its optimizer.
 
-    A few batches of each stage are counted, forward and backward, and stand for the others.
+    A few batches of each stage are counted, forward and backward, with seed 0, and stand for the others.
 
     Args:
         config: A recipe that generates its problems.
@@ -53,6 +54,14 @@ def training_operations(config: RunConfig) -> float:
     Raises:
         ConfigError, DataError, ModelError: as the training itself would.
     """
+    config = replace(config, seed=0)
+    key = str(config)
+    if key not in _COUNTED:
+        _COUNTED[key] = _counted(config)
+    return _COUNTED[key]
+
+
+def _counted(config: RunConfig) -> float:
     few = replace(config, data=replace(config.data, num_train=_BATCHES * config.train.batch_size, num_valid=1))
     with unfinished(Path(gettempdir())) as folder:
         training = RunInProgress(few, RunFolder(folder))
