@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -165,9 +166,9 @@ def test_a_second_signal_does_what_it_did_before(monkeypatch: pytest.MonkeyPatch
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def program(code: str) -> subprocess.CompletedProcess[str]:
-    """Run some lines in a process of their own."""
-    lines = f"import signal\nfrom pathlib import Path\nfrom cocot.system import interrupts as i\n{code}"
+def program(code: str, first: str = "") -> subprocess.CompletedProcess[str]:
+    """Run some lines in a process of their own, the `first` before cocot is imported."""
+    lines = f"import signal\n{first}from pathlib import Path\nfrom cocot.system import interrupts as i\n{code}"
     return subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False, env=environment())
 
 
@@ -181,6 +182,40 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         "print('still here')"
     )
     assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+BEFORE_OUR_HOOKS = """import os
+def say(): print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())) == sorted(i.SIGNALS), flush=True)
+os.register_at_fork(after_in_child=say)
+"""
+HELPER = """import ctypes, time
+i.exit_on_signals()
+with i.with_helpers():
+    child = os.fork()
+    if child == 0:
+        lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+        library.pthread_mutex_lock(lock)
+        print("begun", flush=True)
+        library.pthread_mutex_lock(lock)  # does not return, whatever Python notes of a signal
+    time.sleep(0.5)
+    os.kill(child, signal.SIGTERM)
+    end = time.monotonic() + 20
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.01)
+    if found == (0, 0):
+        os.kill(child, signal.SIGKILL)
+print(os.waitstatus_to_exitcode(found[1]), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked on this system")
+def test_a_signal_ends_a_helper_whatever_it_does() -> None:
+    """While it is forked signals wait; from then on the system ends it, also inside a call that does not return.
+
+    Else a library's pool that ends its processes would wait for one of them forever.
+    """
+    done = program(HELPER, first=BEFORE_OUR_HOOKS)
+    assert done.stdout.splitlines() == ["True", "begun", f"{-signal.SIGTERM} set()"], done.stderr
 
 
 def test_a_signal_removes_what_is_unfinished_and_waits_for_a_rename(tmp_path: Path) -> None:

@@ -114,6 +114,41 @@ def listening(note: Callable[[int], None]) -> Iterator[None]:
         yield
 
 
+class _Helpers:
+    """Whether processes that are forked now are helpers, which a signal ends without a word."""
+
+    are_forked = False
+
+
+def _before_fork() -> None:
+    if _Helpers.are_forked:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_fork_in_parent() -> None:
+    if _Helpers.are_forked:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _after_fork_in_helper() -> None:
+    """Give a forked helper the system's own handling of signals, from its first moment on.
+
+    A handler in Python waits for the next bytecode, and a fork makes Python forget which signals wait. So a pool that
+    ends a process before it has run, or just before a call that blocks, would wait for its end forever.
+    """
+    if _Helpers.are_forked:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_helper
+    )
+
+
 @contextmanager
 def with_helpers() -> Iterator[None]:
     """Let a signal that ends this process end those, too, that it forks inside the block; they say nothing of it.
@@ -125,12 +160,10 @@ def with_helpers() -> Iterator[None]:
         return
     import psutil  # takes a while, and every command begins here
 
-    owner, others = os.getpid(), set(psutil.Process().children())
+    others = set(psutil.Process().children())
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:
-            os._exit(128 + number)
         for helper in psutil.Process().children(recursive=True):
             if helper not in others:
                 with suppress(psutil.Error):
@@ -138,8 +171,12 @@ def with_helpers() -> Iterator[None]:
         signal.signal(number, before[signal.Signals(number)])
         signal.raise_signal(number)
 
-    with _handled(end, before):
-        yield
+    _Helpers.are_forked = True
+    try:
+        with _handled(end, before):
+            yield
+    finally:
+        _Helpers.are_forked = False
 
 
 def remove(path: Path) -> None:
