@@ -190,14 +190,17 @@ os.register_at_fork(after_in_child=say)
 """
 HELPER = """import ctypes, time
 i.exit_on_signals()
+reading, writing = os.pipe()
 with i.with_helpers():
     child = os.fork()
     if child == 0:
         lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
         library.pthread_mutex_lock(lock)
         print("begun", flush=True)
+        os.write(writing, b"!")
         library.pthread_mutex_lock(lock)  # does not return, whatever Python notes of a signal
-    time.sleep(0.5)
+    os.read(reading, 1)
+    time.sleep(0.2)
     os.kill(child, signal.SIGTERM)
     end = time.monotonic() + 20
     while (found := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
