@@ -66,6 +66,12 @@ CASES = {
         "stage_2": "is a b ? [ * * * * ] | c d ### d ! .",
         "final": "is a b ? [ * * * * ] | ### d ! .",
     },
+    "sim_cot_small": {
+        "stage_0": "is a b ? [ ] | a b b c c c d ### d ! .",
+        "stage_1": "is a b ? [ * * ] | b c c c d ### d ! .",
+        "stage_2": "is a b ? [ * * * * ] | c d ### d ! .",
+        "final": "is a b ? [ * * * * ] | ### d ! .",
+    },
     "codi_sim_cot": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "codi": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},

@@ -1,4 +1,4 @@
-"""Tests of `sim_cot`, `sim_cot_copy` and `codi_sim_cot`: term and gradients against the definition, step by step."""
+"""Tests of `sim_cot`, its two kinds of decoders and `codi_sim_cot`: term and gradients against the definition, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import reference
 import torch
+from every_model import make_tokenizer
 from runs_support import twins
+from tiny_models import tiny_model
 from torch.nn.functional import cross_entropy
 
 from cocot import tasks
@@ -21,8 +23,10 @@ from cocot.data.encoding import tokenize
 from cocot.data.examples import Encoder
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
+from cocot.errors import ModelError
 from cocot.methods import METHODS, CurriculumConfig, Phase
 from cocot.methods.sim_cot import DECODER
+from cocot.modeling.latent_model import give_thoughts
 from cocot.modeling.method_modules import NAME, add_modules, projection_of
 from cocot.tasks.problem import Problem
 
@@ -86,7 +90,7 @@ def terms_of(model: Any, method: str, batch: dict[str, Any]) -> dict[str, torch.
     return METHODS[method].losses(lambda **more: model.train()(**inputs, **more), model, batch)
 
 
-@pytest.mark.parametrize("method", ["sim_cot", "sim_cot_copy"])
+@pytest.mark.parametrize("method", ["sim_cot", "sim_cot_copy", "sim_cot_small"])
 @pytest.mark.parametrize("thoughts_per_step", [1, 2])
 @pytest.mark.parametrize("problems", [PROBLEMS, ABOUT_ONE_GRAPH], ids=["rows", "shared readings"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -126,6 +130,29 @@ def test_codi_with_steps_is_codi_and_the_definition(architecture: str) -> None:
     ours, theirs = reference.gradients(model), reference.gradients(plain)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("architecture", "norm"), [("gpt2", "ln_f"), ("llama", "norm")])
+def test_a_small_decoder_is_the_first_layer_and_the_norm(architecture: str, norm: str) -> None:
+    """A copy cut down to one layer gives the model's own states behind its first layer; the model keeps its layers."""
+    model, _ = twins(architecture, TOKENIZER)
+    small = model.copy_decoder(num_layers=1)
+    embedded = torch.randn(2, 5, model.config.hidden_size)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    decoder = model.base_model
+    states = decoder(inputs_embeds=embedded, attention_mask=mask, output_hidden_states=True).hidden_states
+    assert len(states) > 2
+    ours = small(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(ours, getattr(decoder, norm)(states[1]), rtol=0, atol=0)
+
+
+def test_a_class_that_cannot_run_with_one_layer_is_refused() -> None:
+    """Jamba's first layer keeps no keys and values, which its cache counts on: refused in a line, before training."""
+    model = tiny_model("jamba")
+    give_thoughts(model, make_tokenizer())
+    with pytest.raises(ModelError, match="JambaModel cannot be cut down to 1 of its layers: "):
+        METHODS["sim_cot_small"].check(model)
+    METHODS["sim_cot_copy"].check(model)
 
 
 def test_every_removed_step_is_asked_of_its_own_thoughts() -> None:

@@ -2,8 +2,9 @@
 
 Beside the cross-entropy, a decoder reads the thoughts of step k, and nothing else, and is trained to write that step.
 It is the model itself, with the same weights, so that nothing has to be dropped for answers; or, as in the paper, a
-copy of it (`sim_cot_copy`), which is. Where no text is left, the last thoughts write all the steps that remain. Behind
-each the end of the text is written, so that thoughts can be read (`interpret/thought_words.py`).
+copy of it (`sim_cot_copy`), or only the first layer of a copy (`sim_cot_small`), which are. Where no text is left, the
+last thoughts write all the steps that remain. Behind each the end of the text is written, so that thoughts can be read
+(`interpret/thought_words.py`).
 Read next: `methods/base.py`; `data/thought_targets.py` (the steps of a batch).
 """
 
@@ -53,12 +54,27 @@ class SimCotCopy(SimCot):
 
     name = "sim_cot_copy"
     summary = "sim_cot whose steps are written by a copy of the model, which answers do not need"
+    num_decoder_layers: int | None = None
+    """The layers of the copy; None for all of the model's."""
+
+    def check(self, model: Any) -> None:
+        """A copy of the decoder must be found, with as many layers."""
+        model.copy_decoder(self.num_decoder_layers)
 
     def modules(self, model: Any) -> nn.Module:
         """The copy; its embeddings and its head are the model's."""
         from torch import nn  # recipes are read without it
 
-        return nn.Sequential(OrderedDict({DECODER: model.copy_decoder()}))
+        return nn.Sequential(OrderedDict({DECODER: model.copy_decoder(self.num_decoder_layers)}))
+
+
+@register
+class SimCotSmall(SimCotCopy):
+    """SIM-CoT with a second decoder of one layer, the first of the model's as training begins."""
+
+    name = "sim_cot_small"
+    summary = "sim_cot whose steps are written by one layer beside the model, which answers do not need"
+    num_decoder_layers = 1
 
 
 @register

@@ -30,7 +30,7 @@ from cocot.data.layout import ThoughtSettings
 from cocot.errors import ModelError
 from cocot.methods.tokens import LATENT, SPECIAL_TOKENS
 from cocot.modeling.forward_call import ForwardCall
-from cocot.modeling.layer_states import LayerStates, layer_states
+from cocot.modeling.layer_states import LayerStates, keep_first_layers, layer_states
 from cocot.modeling.method_modules import projection_of
 from cocot.modeling.own_head import logits_of
 from cocot.modeling.recurrence import ThoughtHook, decoder_of
@@ -159,11 +159,14 @@ class Thoughts:
         forward = super(Thoughts, type(self)).forward  # type: ignore[misc]
         return logits_of(self, forward, hidden)
 
-    def copy_decoder(self) -> nn.Module:
+    def copy_decoder(self, num_layers: int | None = None) -> nn.Module:
         """A copy, with weights of its own, of what turns embeddings into hidden states.
 
+        Args:
+            num_layers: How many of its layers, from the first; None for all.
+
         Raises:
-            ModelError: the class keeps no such part.
+            ModelError: the class keeps no such part, or its layers cannot be taken apart.
         """
         decoder: Any = decoder_of(self)
         if decoder is self:
@@ -171,6 +174,8 @@ class Thoughts:
                 f"{type(self).__name__} has no decoder apart from its head, of which a copy could be made."
             )
         copied: nn.Module = deepcopy(decoder)
+        if num_layers is not None:
+            keep_first_layers(copied, num_layers)
         return copied
 
 

@@ -1,10 +1,12 @@
-"""The hidden states of every layer, while a model trains: what distillation between two readings compares.
+"""The layers of a decoder: their hidden states while a model trains, and a decoder with its first layers alone.
+
+Distillation between two readings compares the hidden states of every layer:
 
     with layer_states(model) as states:
         loss = model(**batch).loss
     before = states.at(columns, num_columns)      # one (rows, width) a layer
 
-Read next: `methods/codi.py`.
+Read next: `methods/codi.py`, which does so; `methods/sim_cot.py`, whose second decoder may have a single layer.
 """
 
 from __future__ import annotations
@@ -74,3 +76,29 @@ def _layers(decoder: nn.Module) -> list[nn.Module]:
     for part in decoder.children():
         found += [part] if isinstance(part, GradientCheckpointingLayer) else _layers(part)
     return found
+
+
+@torch.no_grad()
+def keep_first_layers(decoder: Any, num_layers: int) -> None:
+    """Take all layers but the first from a decoder, in place; its final norm stays.
+
+    Args:
+        decoder: What turns embeddings into hidden states; a copy, with a config of its own.
+        num_layers: How many layers stay; all where it has fewer.
+
+    Raises:
+        ModelError: its layers are not found, or it does not run with so few.
+    """
+    layers = {*_layers(decoder)}
+    stacks = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and layers & {*part}]
+    reason = "they do not lie in one list"
+    if len(stacks) == 1 and layers == {*stacks[0]}:
+        del stacks[0][num_layers:]
+        decoder.config.num_hidden_layers = len(stacks[0])
+        try:
+            words = decoder.get_input_embeddings()
+            decoder(inputs_embeds=words(torch.zeros(1, 2, dtype=torch.long, device=words.weight.device)))
+            return
+        except Exception as error:  # of many kinds: a class may count on any of its layers
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    raise ModelError(f"{type(decoder).__name__} cannot be cut down to {num_layers} of its layers: {reason}.")
