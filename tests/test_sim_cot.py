@@ -1,4 +1,4 @@
-"""Tests of `sim_cot`, its two kinds of decoders and `codi_sim_cot`: term and gradients against the definition, step by step."""
+"""Tests of `sim_cot`, its kinds and `codi_sim_cot`: term and gradients against the definition, step by step."""
 
 from __future__ import annotations
 
