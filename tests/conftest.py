@@ -13,9 +13,12 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 
 import pytest
+import reference
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cocot.data.encoding import encode_question
+from cocot.data.layout import ThoughtSettings
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.modeling.latent_model import give_thoughts
 from cocot.tasks.prosqa import ProsQA
@@ -97,6 +100,23 @@ def make_thinker(name, seed=0, **settings):
         _THINKERS[key] = give_thoughts(make_model(name, seed, **settings), TOKENIZER)
     torch.manual_seed(seed)
     return copy.deepcopy(_THINKERS[key])
+
+
+def words_behind_thoughts(bare, question, num_thoughts, settings):
+    """By the oracle: the likeliest token behind each thought of a question."""
+    prompt = encode_question(question, num_thoughts, settings, TOKENIZER)
+    with torch.no_grad():
+        likeliest = reference.row_logits(bare, prompt, LATENT_ID, mixes_words=settings.mixes_words).argmax(dim=-1)
+    return [int(likeliest[place]) for place, token in enumerate(prompt) if token == LATENT_ID]
+
+
+def let_a_word_stop(model, bare, num_thoughts):
+    """Let a model of random weights end its thoughts at that word at which its questions stop most differently."""
+    settings = ThoughtSettings(**model.config.thoughts)
+    said = [words_behind_thoughts(bare, problem.question, num_thoughts, settings) for problem in PROBLEMS[:8]]
+    lengths = {word: {[*row, word].index(word) for row in said} for row in said for word in row}
+    model.config.thoughts["stop_id"] = max(sorted(lengths), key=lambda word: len(lengths[word]))
+    return model
 
 
 @pytest.fixture(scope="session")

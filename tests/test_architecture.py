@@ -47,7 +47,7 @@ COPIED_OUT = {
     "modeling.recurrence": set(),
     "modeling.own_head": {"modeling.recurrence"},
     "modeling.thought_inputs": {"modeling.own_head", "modeling.recurrence"},
-    "modeling.custom_generate": {"modeling.recurrence", "modeling.thought_inputs"},
+    "modeling.custom_generate": {"modeling.own_head", "modeling.recurrence", "modeling.thought_inputs"},
 }
 NO_TORCH = (
     *("cocot", "cocot.tasks", "cocot.methods", "cocot.data.examples", "cocot.training.config"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import PROBLEMS, TOKENIZER, make_model, make_thinker
+from conftest import PROBLEMS, TOKENIZER, let_a_word_stop, make_model, make_thinker
 from runs_support import environment, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
@@ -91,6 +91,12 @@ def thinker_with_modules(method: str) -> Any:
     return model
 
 
+def word_stopper() -> Any:
+    """One whose thoughts are mixtures and end where a word is the likeliest."""
+    bare = make_model("llama", attn_implementation="eager")
+    return let_a_word_stop(trained_thinker("llama", mixes_words=True), bare, NUM_THOUGHTS)
+
+
 MAKERS = {
     "llama": partial(trained_thinker, "llama"),
     "gpt2": partial(trained_thinker, "gpt2"),
@@ -98,6 +104,7 @@ MAKERS = {
     "adaptive": partial(thinker_with_modules, "adaptive"),
     "pccot": partial(trained_thinker, "llama", iterations=2),
     "soft": partial(trained_thinker, "llama", mixes_words=True),
+    "soft_adaptive": word_stopper,
 }
 
 

@@ -77,6 +77,7 @@ CASES = {
     "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "pccot": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "soft": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "soft_adaptive": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "adaptive": {
         "stage_0": "is a b ? [ ] | a b b c c c d ### d ! .",
         "stage_1": "is a b ? [ * * ] | b c c c d ### d ! .",
@@ -340,7 +341,11 @@ def test_a_problem_without_steps_is_read_as_if_all_were_gone(method: str) -> Non
     bare = encode(config, gone, replace(PROBLEM, steps=()))
     for stage in (last, gone):
         assert encode(config, stage, replace(PROBLEM, steps=())) == bare
-    if method not in ("cot", "adaptive"):  # which draws how many thoughts, from as many as the steps take
+    if method not in (
+        "cot",
+        "adaptive",
+        "soft_adaptive",
+    ):  # which draws how many thoughts, from as many as the steps take
         asked = {"removed": bare.removed, "written": bare.written, "targets": bare.targets}
         assert bare == replace(encode(config, gone), **asked)
 

@@ -11,18 +11,22 @@ import pytest
 import reference
 import torch
 from conftest import LATENT_ID as WORDS_LATENT_ID
-from conftest import MODELS, make_model, make_thinker
+from conftest import MODELS, let_a_word_stop, make_model, make_thinker, words_behind_thoughts
+from conftest import PROBLEMS as QUESTIONS
+from conftest import TOKENIZER as QUESTION_TOKENIZER
 from runs_support import twins
 from test_recurrence import ALIGNMENTS, LAYOUTS, TOLERANCE, cocot_results, make_rows, pad, worst
 from torch.nn.functional import cross_entropy
 
 from cocot import tasks
 from cocot.data.collator import collate
-from cocot.data.encoding import encode_frontiers, tokenize
+from cocot.data.encoding import encode_frontiers, encode_question, tokenize
 from cocot.data.examples import Encoder
+from cocot.data.layout import ThoughtSettings
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
 from cocot.methods import METHODS, CurriculumConfig
+from cocot.modeling.generation import answer
 
 TASK = tasks.get("prosqa")
 PROBLEMS = TASK.generate(5, seed=3, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=2)
@@ -48,15 +52,15 @@ def test_the_recurrence_is_that_of_the_definition(name: str, layouts: str) -> No
         assert value < TOLERANCE, f"{where} is off by {value:.1e}, {align}"
 
 
-def examples(with_frontiers: bool, **settings: Any) -> list[Any]:
-    """The problems as the method has them, three thoughts each."""
-    config = CurriculumConfig("soft", max_stage=3, **settings)
+def examples(with_frontiers: bool, method: str = "soft", **settings: Any) -> list[Any]:
+    """The problems as the method has them, with at most three thoughts each."""
+    config = CurriculumConfig(method, max_stage=3, **settings)
     encoder = Encoder(config, TOKENIZER)
     cut = [tokenize(each, TOKENIZER) for each in PROBLEMS]
     if with_frontiers:
         sets = encode_frontiers([TASK.frontiers(each) for each in PROBLEMS], TOKENIZER)
         cut = [replace(each, frontiers=right) for each, right in zip(cut, sets, strict=True)]
-    return [encoder(each, config.stages[0], Random(0)) for each in cut]
+    return [encoder(each, config.stages[0], Random(number)) for number, each in enumerate(cut)]
 
 
 def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
@@ -82,13 +86,17 @@ def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("with_frontiers", [True, False], ids=["frontiers", "steps"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("term", ["cross_entropy", "mixture"])
-def test_terms_and_gradients_are_those_of_the_definition(architecture: str, term: str, with_frontiers: bool) -> None:
-    """Rows of unlike lengths in one batch: both terms and all gradients equal the slow way's."""
+@pytest.mark.parametrize("method", ["soft", "soft_adaptive"])
+def test_terms_and_gradients_are_those_of_the_definition(
+    method: str, architecture: str, term: str, with_frontiers: bool
+) -> None:
+    """Rows of unlike lengths and numbers of thoughts: both terms and all gradients equal the slow way's."""
     model, plain = twins(architecture, TOKENIZER)
-    rows = examples(with_frontiers)
+    rows = examples(with_frontiers, method)
+    assert (len({row.num_thoughts for row in rows}) > 1) == (method == "soft_adaptive")
     batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
     inputs = {name: value for name, value in batch.items() if name not in FOR_METHODS}
-    terms = METHODS["soft"].losses(lambda **more: model.train()(**{**inputs, **more}), model, batch)
+    terms = METHODS[method].losses(lambda **more: model.train()(**{**inputs, **more}), model, batch)
     assert [*terms] == ["cross_entropy", "mixture"]
     terms[term].backward()
     expected = definition(plain.train(), rows)[term]
@@ -115,7 +123,44 @@ def test_every_thought_has_its_mixture() -> None:
                 assert unmarked.targets[number] == (mark,)
 
 
-def test_only_this_method_mixes_words() -> None:
-    """What a model keeps about it follows from the method."""
-    settings = {name: Encoder(CurriculumConfig(name), TOKENIZER).settings.mixes_words for name in METHODS}
-    assert [name for name, mixes in settings.items() if mixes] == ["soft"]
+def test_only_these_methods_mix_words_and_only_one_stops() -> None:
+    """What a model keeps about it follows from the method; it stops at the token that stands behind its thoughts."""
+    end, mark = (TOKENIZER.convert_tokens_to_ids(token) for token in ("<|end-latent|>", "###"))
+    settings = {name: Encoder(CurriculumConfig(name), TOKENIZER).settings for name in METHODS}
+    assert [name for name, own in settings.items() if own.mixes_words] == ["soft", "soft_adaptive"]
+    assert {name: own.stop_id for name, own in settings.items() if own.stop_id is not None} == {"soft_adaptive": end}
+    unmarked = Encoder(CurriculumConfig("soft_adaptive", end_marker=False), TOKENIZER)
+    assert unmarked.settings.stop_id == mark
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_stop_where_the_end_is_the_likeliest(name: str) -> None:
+    """In a batch as alone: thoughts up to the first behind which the model would end them, and what follows so many."""
+    model, bare = make_thinker(name), make_model(name, attn_implementation="eager")
+    model.config.thoughts["mixes_words"] = True
+    let_a_word_stop(model, bare, 4)
+    settings, banned = ThoughtSettings(**model.config.thoughts), [*model.generation_config.suppress_tokens]
+    questions = [problem.question for problem in QUESTIONS[:8]]
+    said = [words_behind_thoughts(bare, question, 4, settings) for question in questions]
+    needed = [[*row[:3], settings.stop_id].index(settings.stop_id) + 1 for row in said]
+    together = answer(model, QUESTION_TOKENIZER, questions, 4, 5)
+    assert [given.num_thoughts for given in together] == needed
+    for question, kept, given in zip(questions, needed, together, strict=True):
+        prompt = encode_question(question, kept, settings, QUESTION_TOKENIZER)
+        end = QUESTION_TOKENIZER.eos_token_id
+        written = reference.greedy(bare, prompt, WORDS_LATENT_ID, end, banned, 5, mixes_words=True)
+        assert given.output == QUESTION_TOKENIZER.decode(written, skip_special_tokens=True).strip()
+    budget = answer(model, QUESTION_TOKENIZER, questions, 2, 5)
+    assert [given.num_thoughts for given in budget] == [min(kept, 2) for kept in needed]
+
+
+def test_the_models_stop_after_different_numbers_of_thoughts() -> None:
+    """The test above sees early and late stops, not one number alone."""
+    found = set()
+    for name in MODELS:
+        model = make_thinker(name)
+        model.config.thoughts["mixes_words"] = True
+        let_a_word_stop(model, make_model(name, attn_implementation="eager"), 4)
+        questions = [problem.question for problem in QUESTIONS[:8]]
+        found |= {given.num_thoughts for given in answer(model, QUESTION_TOKENIZER, questions, 4, 1)}
+    assert len(found) >= 3

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROBLEMS, TOKENIZER, make_thinker
+from conftest import PROBLEMS, TOKENIZER, let_a_word_stop, make_model, make_thinker
 from runs_support import environment
 
 from cocot import load, tasks
@@ -67,6 +67,12 @@ def thinker(name: str, method: str | None = None, **settings: Any) -> Any:
     return model
 
 
+def word_stopper(**settings: Any) -> Any:
+    """One whose thoughts are mixtures and end where a word is the likeliest."""
+    bare = make_model("llama", attn_implementation="eager", **CLASSES["llama"])
+    return let_a_word_stop(thinker("llama", mixes_words=True, **settings), bare, NUM_THOUGHTS)
+
+
 Request = tuple[str, int]
 
 
@@ -80,6 +86,8 @@ KINDS: dict[str, Any] = {
     "projected": partial(thinker, "llama", "codi"),
     "projected, with renamed weights": partial(thinker, "gpt2", "codi"),
     "mixed": partial(thinker, "llama", mixes_words=True),
+    "deciding by a word": word_stopper,
+    "deciding by a word, no end marker": partial(word_stopper, end_marker=False),
     "deciding": partial(thinker, "llama", "adaptive"),
     "deciding, no end marker": partial(thinker, "gpt2", "adaptive", end_marker=False),
 }
@@ -204,7 +212,7 @@ def test_requests_without_thoughts_get_what_plain_vllm_gives(found: dict[str, An
     assert all(same)
 
 
-@pytest.mark.parametrize("kind", ["deciding", "deciding, no end marker"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("deciding")])
 def test_a_model_that_decides_takes_the_thoughts_that_it_wants(kind: str, found: dict[str, Any]) -> None:
     """Fewer than it may or all of them, and a client sees none of them among the tokens of its answer."""
     model = KINDS[kind]()

@@ -84,6 +84,7 @@ class Encoder:
             end_marker=self.config.end_marker,
             iterations=self.config.chosen.iterations(self.config),
             mixes_words=self.config.chosen.mixes_words,
+            stop_id=self._follows if self.config.chosen.stops_at_end else None,
         )
         object.__setattr__(self, "settings", settings)
 
@@ -143,10 +144,9 @@ class Encoder:
         asked: dict[str, Any] = {}
         losses = self.losses_of or method
         if Asked.FRONTIERS in losses.asks:
-            follows = self.tokenizer.convert_tokens_to_ids(END) if self.config.end_marker else problem.answer[0]
             said, steps_of = ([*pieces, *[()] * num_thoughts] for pieces in (problem.frontiers, problem.steps))
             asked["targets"] = tuple(
-                losses.targets(said[step], steps_of[step], follows, self.tokenizer) for step in step_of
+                losses.targets(said[step], steps_of[step], self._follows, self.tokenizer) for step in step_of
             )
         if Asked.STEPS in losses.asks:
             num_groups = num_thoughts // self.config.thoughts_per_step
@@ -174,6 +174,11 @@ class Encoder:
         labels = [*[IGNORED] * len(start), *text]
         before_answer = len(labels) - num_answer + len(self._mark) - 1
         return Example([*start, *text], labels, len(start), answer_prompt=before_answer, **asked)
+
+    @cached_property
+    def _follows(self) -> int:
+        """The id of the token behind all thoughts, if no text is left."""
+        return int(self.tokenizer.convert_tokens_to_ids(END)) if self.config.end_marker else self._mark[0]
 
     @cached_property
     def _mark(self) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ class ThoughtSettings:
         modules_of: Name of the method whose modules the model keeps (`Method.keeps_modules`); None for most models.
         iterations: How often all thoughts are refined together (`Method.iterations`); None for one after the other.
         mixes_words: Whether a thought is a mixture of word embeddings (`Method.mixes_words`).
+        stop_id: Token id that ends the thoughts where it is the likeliest behind one of them (`Method.stops_at_end`);
+            None for most models.
     """
 
     latent_id: int = number(MISSING, low=0)
@@ -47,6 +49,7 @@ class ThoughtSettings:
     modules_of: str | None = None
     iterations: int | None = number(None, low=0, high=_MOST)
     mixes_words: bool = False
+    stop_id: int | None = number(None, low=0)
 
     def __post_init__(self) -> None:
         check_numbers(self, "thoughts")

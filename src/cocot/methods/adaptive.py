@@ -16,7 +16,16 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, STOP, Asked, CurriculumConfig, Method, register, with_thoughts
+from cocot.methods.base import (
+    CROSS_ENTROPY,
+    STOP,
+    Asked,
+    CurriculumConfig,
+    Method,
+    draw_enough_thoughts,
+    register,
+    with_thoughts,
+)
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -41,7 +50,7 @@ class Adaptive(Method):
 
     def draw_thoughts(self, num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
         """As many as the problem's steps take, or more of them, up to the stage's."""
-        return chance.randint(min(num_steps, index), index) * config.thoughts_per_step
+        return draw_enough_thoughts(num_steps, index, config, chance)
 
     def modules(self, model: Any) -> nn.Module:
         """Two logits of a thought: go on, stop."""

@@ -88,6 +88,8 @@ class Method:
         takes_shared_readings: Whether `losses`, where a method has its own, takes batches in which a row holds several
             questions about one text.
         mixes_words: Whether a thought is a mixture of word embeddings and not a hidden state.
+        stops_at_end: Whether the thoughts of an answer end with the first behind which the token that follows them is
+            the likeliest.
         asks: What `losses` finds in its batch besides what every method reads.
         terms: Names of the terms of its loss besides the cross-entropy: `train.loss_weights` may weigh them.
     """
@@ -101,6 +103,7 @@ class Method:
     shares_first_stage: bool = False
     takes_shared_readings: bool = False
     mixes_words: bool = False
+    stops_at_end: bool = False
     asks: frozenset[Asked] = frozenset()
     terms: tuple[str, ...] = ()
 
@@ -196,6 +199,14 @@ class Method:
             `cross_entropy` as `run` gives it, and any other terms: each a mean over the rows of this batch.
         """
         return {CROSS_ENTROPY: run().loss}
+
+
+def draw_enough_thoughts(num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
+    """A number drawn evenly from as many as the problem's steps take to as many as the stage has.
+
+    What learns with such numbers gives the same answer whichever number, of those that are enough, it stops at.
+    """
+    return chance.randint(min(num_steps, index), index) * config.thoughts_per_step
 
 
 def with_thoughts(run: Callable[..., Any]) -> tuple[Any, list[Tensor]]:

@@ -4,16 +4,18 @@ A thought is the mean of all word embeddings, weighed by the probabilities that 
 training needs no recurrence: the right mixtures are known, are fed in the places of the thoughts, and one pass learns
 to predict each of them from what comes before it, and the answer from all. The right mixture of step k weighs alike
 all that a search has reached by then (`Task.frontiers`), or, where a task does not say, the words of step k; that of a
-thought behind the last step is the token that follows the thoughts. Answers think with the model's own mixtures.
+thought behind the last step is the token that follows the thoughts. Answers think with the model's own mixtures, as
+many as the stage has, or (`soft_adaptive`) until that token is the likeliest.
 Read next: `methods/base.py`; `modeling/thought_inputs.py` (the mixture).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Asked, OneStage, register
+from cocot.methods.base import CROSS_ENTROPY, Asked, CurriculumConfig, OneStage, draw_enough_thoughts, register
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -55,6 +57,23 @@ class Soft(OneStage):
         )
         before = output.logits[:, :-1][is_thought[:, 1:]]
         return {CROSS_ENTROPY: output.loss, MIXTURE: mixture_loss(before, targets)}
+
+
+@register
+class SoftAdaptive(Soft):
+    """Soft thoughts that end by themselves: as soon as the token that follows them is the likeliest.
+
+    Training examples have as many thoughts as their steps take, or more, so that an answer does not depend on stopping
+    in time; the thoughts behind the last step teach when to stop.
+    """
+
+    name = "soft_adaptive"
+    summary = "soft that stops as soon as the token behind the thoughts is the likeliest"
+    stops_at_end = True
+
+    def draw_thoughts(self, num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
+        """As many as the problem's steps take, or more of them, up to the stage's."""
+        return draw_enough_thoughts(num_steps, index, config, chance)
 
 
 def with_mixtures(table: Any, input_ids: Tensor, is_thought: Tensor, targets: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.utils.hub import cached_file
 
+from .own_head import logits_of
 from .recurrence import CACHE, ThoughtHook, decoder_of, latent_columns, takes_positions, think
 from .thought_inputs import Change, thought_inputs
 
@@ -74,7 +75,7 @@ def generate(inputs: Tensor | None = None, generation_config: Any = None, *args:
     is_first = is_latent & (mask.cumsum(dim=1) == 1)
     if bool((is_first | is_latent & (mask == 0)).any()):
         raise ValueError("a thought is the hidden state of the token before it; put one before the first <|latent|>.")
-    if _modules(model, "stop"):
+    if model.config.thoughts.get("stop_id") is not None or _modules(model, "stop"):
         input_ids, mask = _stopped(model, input_ids, mask)
         is_latent = input_ids == model.config.thoughts["latent_id"]
     embeddings, hidden, cache = _thoughts(model, input_ids, mask, is_latent)
@@ -137,26 +138,39 @@ def _change(model: Any, hook: ThoughtHook | None = None) -> ThoughtHook | None:
 
 def _stopped(model: Any, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The prompts without the thoughts behind the one at which the model decides to stop, and their mask."""
-    weight, bias = _modules(model, "stop")
     latent_id, pad_id = model.config.thoughts["latent_id"], model.generation_config.pad_token_id
     rows = []
     for row, kept in zip(input_ids, mask, strict=True):  # each alone: rows may have different numbers of thoughts
         ids = row[kept.bool()]
-        stops: list[bool] = []
-
-        def decide(number: int, thought: Tensor, stops: list[bool] = stops) -> Tensor:
-            stops.append(bool(functional.linear(thought[0, 0], weight, bias).argmax() == 1))
-            return thought
-
-        # One column more, so that a thought at the end of the prompt is read, too.
-        longer = torch.cat([ids, ids[:1]])[None]
-        _thoughts(model, longer, torch.ones_like(longer), longer == latent_id, decide)
-        is_surplus = (ids == latent_id) & ((ids == latent_id).cumsum(0) > ((*stops, True).index(True) + 1))
+        is_surplus = (ids == latent_id) & ((ids == latent_id).cumsum(0) > _stops(model, ids).index(True) + 1)
         rows.append(ids[~is_surplus])
     width = input_ids.shape[1]  # as before: callers cut the prompt off by its length
     ids = torch.stack([functional.pad(row, (width - len(row), 0), value=pad_id or 0) for row in rows])
     mask = torch.stack([functional.pad(torch.ones_like(row), (width - len(row), 0)) for row in rows])
     return ids, mask
+
+
+def _stops(model: Any, ids: Tensor) -> list[bool]:
+    """Whether the model stops after each thought of a prompt, (columns,); behind them True once more."""
+    fed: list[Tensor] = []
+
+    def keep(number: int, thought: Tensor) -> Tensor:
+        fed.append(thought)
+        return thought
+
+    # One column more, so that a thought at the end of the prompt is read, too.
+    longer = torch.cat([ids, ids[:1]])[None]
+    is_thought = longer == model.config.thoughts["latent_id"]
+    _, hidden, _ = _thoughts(model, longer, torch.ones_like(longer), is_thought, keep)
+    if not fed:
+        return [True]
+    stop_id = model.config.thoughts.get("stop_id")
+    if stop_id is None:
+        stops = functional.linear(torch.cat(fed, dim=1)[0], *_modules(model, "stop")).argmax(dim=-1) == 1
+    else:
+        behind = hidden[is_thought[:, :-1]][None]
+        stops = logits_of(model, type(model).forward, behind)[0].argmax(dim=-1) == stop_id
+    return [*stops.tolist(), True]
 
 
 def _modules(model: Any, part: str) -> list[Tensor]:

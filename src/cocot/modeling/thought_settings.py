@@ -58,6 +58,12 @@ def mixes_words(model: Any) -> bool:
     return bool(getattr(model.config, _NAME).get("mixes_words"))
 
 
+def stop_id(model: Any) -> int | None:
+    """The token id that ends the model's thoughts, without a check of the other settings; None for most models."""
+    found: int | None = getattr(model.config, _NAME).get("stop_id")
+    return found
+
+
 def settings_in(config: dict[str, Any]) -> dict[str, Any]:
     """What the content of a `config.json` says; empty for a model that was not trained here."""
     return dict(config.get(_NAME) or {})

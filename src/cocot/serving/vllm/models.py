@@ -30,9 +30,8 @@ from vllm.tokenizers.registry import cached_tokenizer_from_config
 from cocot.methods import METHODS
 from cocot.methods.tokens import END
 from cocot.modeling.custom_generate import MODULES_FILE
-from cocot.modeling.early_stop import decides
 from cocot.modeling.method_modules import NAME, is_of_method, projection_of
-from cocot.serving.vllm.plugin import settings_of
+from cocot.serving.vllm.plugin import decides_itself, settings_of
 
 _WANTED, _NEXT = 2e4, 1e4
 """Logits that no word has, of what a model that decides samples after a thought: another one; else the end marker."""
@@ -60,7 +59,8 @@ class _Thoughts:
             made = METHODS[self._settings.modules_of].modules(SimpleNamespace(config=model.hf_config))
             self.add_module(NAME, made)  # type: ignore[attr-defined]
         self._end_id: int | None = None  # of what stands behind the thoughts, if anything does
-        if decides(self) and self._settings.end_marker:
+        self._decides = decides_itself(self._settings)
+        if self._decides and self._settings.end_marker:
             self._end_id = cached_tokenizer_from_config(model).convert_tokens_to_ids(END)
         self._decisions: tuple[Tensor, Tensor] | None = None
 
@@ -117,7 +117,7 @@ class _Thoughts:
             step.check(is_latent)
             self._knows_addresses = True
         self._feed_back(embeddings[: step.num_tokens], is_latent, states[step.blocks_before])
-        if decides(self):
+        if self._decides:
             self._decide(embeddings[step.last], is_latent[step.last])
         hidden = read(None, positions, intermediate_tensors, embeddings)
         # Rows that are not the last of their block go into a place that nobody reads: a choice of rows would wait.
@@ -135,6 +135,9 @@ class _Thoughts:
         """
         logits: Tensor | None = super().compute_logits(hidden_states)  # type: ignore[misc]
         if logits is not None:
+            if self._decisions is not None and self._settings.stop_id is not None:
+                is_thought = self._decisions[0][: len(logits)]
+                self._decisions = is_thought, is_thought & (logits.argmax(dim=-1) != self._settings.stop_id)
             logits[:, self._suppressed] = -torch.inf
             # vLLM asks for the logits of what it samples first, and then for those of prompts, if a request wants them.
             if self._decisions is not None:
@@ -152,6 +155,9 @@ class _Thoughts:
             inputs: (requests, width).
             is_thought: (requests,).
         """
+        if self._settings.stop_id is not None:
+            self._decisions = is_thought, is_thought  # the logits behind the thoughts decide
+            return
         wants_more: Tensor = getattr(self, NAME).stop(inputs).argmax(dim=-1) == 0
         self._decisions = is_thought, is_thought & wants_more
 

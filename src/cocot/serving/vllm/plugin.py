@@ -84,7 +84,8 @@ def settings_of(model_config: Any) -> ThoughtSettings:
 
 def decides_itself(settings: ThoughtSettings) -> bool:
     """Whether the model decides how many thoughts it takes."""
-    return settings.modules_of is not None and Asked.STOPS in METHODS[settings.modules_of].asks
+    has_part = settings.modules_of is not None and Asked.STOPS in METHODS[settings.modules_of].asks
+    return settings.stop_id is not None or has_part
 
 
 def prepare_model(model_config: Any) -> None:
