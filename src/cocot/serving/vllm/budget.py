@@ -1,4 +1,4 @@
-"""The most thoughts that a request may take, of a model that decides how many it takes (`adaptive`).
+"""The most thoughts that a request may take, of a model that decides how many it takes (`adaptive`, `soft_adaptive`).
 
 The prompt of such a model has its first thought alone as vLLM reads it (`scheduler.py`). After each thought the model's
 logits say whether it wants another (`models.py`), and vLLM samples the placeholder or what stands behind the thoughts.
