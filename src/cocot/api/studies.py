@@ -131,7 +131,7 @@ def reproduce(
 
     Args:
         study: prosqa, prontoqa, gsm8k (the paper's Table 1), methods, depth or mixing.
-        scale: demo, cpu, symbols, gpu or paper, of those that the study has; None for its smallest.
+        scale: Name of a scale of the study, such as demo, cpu, gpu or paper; None for its first.
         out: Folder of the table and the runs; by default `runs/STUDY_SCALE`.
         methods: Names of methods; None for all of the study.
         axes: Other values of axes of the study, by their short names: `{"layers": [2, 4]}`.

@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         takes_overrides=True,
     )
     sub.add_argument("study", help="prosqa, prontoqa, gsm8k (the paper's Table 1), methods, depth or mixing")
-    sub.add_argument("--scale", help="demo, cpu, symbols, gpu or paper (default: the study's smallest)")
+    sub.add_argument("--scale", help="scale, such as demo, cpu or gpu; a wrong name lists all (default: the first)")
     sub.add_argument("--methods", help="methods, with commas between (default: all of the study)")
     sub.add_argument(
         "--axis",
