@@ -77,6 +77,7 @@ CASES = {
     "codi_without_projection": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "pccot": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "soft": {"final": "is a b ? [ * * * * ] | ### d ! ."},
+    "soft_own_mixtures": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "soft_adaptive": {"final": "is a b ? [ * * * * ] | ### d ! ."},
     "adaptive": {
         "stage_0": "is a b ? [ ] | a b b c c c d ### d ! .",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,19 +15,21 @@ from conftest import LATENT_ID as WORDS_LATENT_ID
 from conftest import MODELS, let_a_word_stop, make_model, make_thinker, words_behind_thoughts
 from conftest import PROBLEMS as QUESTIONS
 from conftest import TOKENIZER as QUESTION_TOKENIZER
-from runs_support import twins
+from runs_support import NO_DROPOUT_INIT, tiny_config, twins
 from test_recurrence import ALIGNMENTS, LAYOUTS, TOLERANCE, cocot_results, make_rows, pad, worst
 from torch.nn.functional import cross_entropy
 
-from cocot import tasks
+from cocot import load, tasks
 from cocot.data.collator import collate
 from cocot.data.encoding import encode_frontiers, encode_question, tokenize
 from cocot.data.examples import Encoder
 from cocot.data.layout import ThoughtSettings
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
-from cocot.methods import METHODS, CurriculumConfig
+from cocot.methods import METHODS, CurriculumConfig, Phase
 from cocot.modeling.generation import answer
+from cocot.modeling.thought_settings import thought_settings
+from cocot.training.run import train
 
 TASK = tasks.get("prosqa")
 PROBLEMS = TASK.generate(5, seed=3, mode="balanced", rendering="symbolic", layers=[1, 2, 3], width=2)
@@ -127,7 +130,11 @@ def test_only_these_methods_mix_words_and_only_one_stops() -> None:
     """What a model keeps about it follows from the method; it stops at the token that stands behind its thoughts."""
     end, mark = (TOKENIZER.convert_tokens_to_ids(token) for token in ("<|end-latent|>", "###"))
     settings = {name: Encoder(CurriculumConfig(name), TOKENIZER).settings for name in METHODS}
-    assert [name for name, own in settings.items() if own.mixes_words] == ["soft", "soft_adaptive"]
+    assert [name for name, own in settings.items() if own.mixes_words] == [
+        "soft",
+        "soft_adaptive",
+        "soft_own_mixtures",
+    ]
     assert {name: own.stop_id for name, own in settings.items() if own.stop_id is not None} == {"soft_adaptive": end}
     unmarked = Encoder(CurriculumConfig("soft_adaptive", end_marker=False), TOKENIZER)
     assert unmarked.settings.stop_id == mark
@@ -164,3 +171,32 @@ def test_the_models_stop_after_different_numbers_of_thoughts() -> None:
         questions = [problem.question for problem in QUESTIONS[:8]]
         found |= {given.num_thoughts for given in answer(model, QUESTION_TOKENIZER, questions, 4, 1)}
     assert len(found) >= 3
+
+
+def test_a_run_goes_on_with_its_own_mixtures(tmp_path: Path) -> None:
+    """A phase on the right mixtures, then the model's own, with no other term; the result mixes words."""
+    phases = [Phase("right", {"final": 1.0}, method="soft")]
+    curriculum = {"method": "soft_own_mixtures", "max_stage": 2, "epochs_per_stage": 1, "phases": phases}
+    run = train(tiny_config(curriculum=curriculum, init=NO_DROPOUT_INIT), tmp_path)
+    log = [entry for entry in run.read_log() if "loss" in entry]
+    assert {entry["stage"] for entry in log if "loss_mixture" in entry} == {"right"}
+    assert {entry["stage"] for entry in log} == {"right", "final"}
+    model, _ = load(run.path)
+    assert thought_settings(model).mixes_words
+
+
+def test_own_mixtures_train_by_the_definition() -> None:
+    """The only term and all its gradients are those of rows that think in what they said, one at a time."""
+    model, plain = twins("llama", TOKENIZER)
+    model.config.thoughts["mixes_words"] = True
+    rows = examples(False, "soft_own_mixtures")
+    batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
+    terms = METHODS["soft_own_mixtures"].losses(lambda **more: model.train()(**{**batch, **more}), model, batch)
+    assert [*terms] == ["cross_entropy"]
+    terms["cross_entropy"].backward()
+    own = [(row.input_ids, row.labels) for row in rows]
+    loss, _, gradients = reference.batch_results(plain.train(), own, LATENT_ID, mixes_words=True)
+    torch.testing.assert_close(terms["cross_entropy"], loss, rtol=1e-5, atol=1e-6)
+    ours = reference.gradients(model)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,8 @@ training needs no recurrence: the right mixtures are known, are fed in the place
 to predict each of them from what comes before it, and the answer from all. The right mixture of step k weighs alike
 all that a search has reached by then (`Task.frontiers`), or, where a task does not say, the words of step k; that of a
 thought behind the last step is the token that follows the thoughts. Answers think with the model's own mixtures, as
-many as the stage has, or (`soft_adaptive`) until that token is the likeliest.
+many as the stage has, or (`soft_adaptive`) until that token is the likeliest. A model that was trained so can be
+trained further as it answers, on its own mixtures (`soft_own_mixtures`): then there is a recurrence.
 Read next: `methods/base.py`; `modeling/thought_inputs.py` (the mixture).
 """
 
@@ -74,6 +75,19 @@ class SoftAdaptive(Soft):
     def draw_thoughts(self, num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
         """As many as the problem's steps take, or more of them, up to the stage's."""
         return draw_enough_thoughts(num_steps, index, config, chance)
+
+
+@register
+class SoftOwnMixtures(OneStage):
+    """Soft thoughts as answers have them: the model's own mixtures, with the gradient through all of them.
+
+    From new weights it has nothing to begin with; it goes on where `soft` ended (`model.path`, or a phase of `soft`).
+    """
+
+    name = "soft_own_mixtures"
+    summary = "soft that thinks in its own mixtures in training, too, with the gradient through them"
+    filler = LATENT
+    mixes_words = True
 
 
 def with_mixtures(table: Any, input_ids: Tensor, is_thought: Tensor, targets: Tensor) -> Tensor:
