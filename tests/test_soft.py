@@ -66,8 +66,11 @@ def examples(with_frontiers: bool, method: str = "soft", **settings: Any) -> lis
     return [encoder(each, config.stages[0], Random(number)) for number, each in enumerate(cut)]
 
 
-def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
-    """Both terms, one row at a time: the right mixtures are fed, and each is predicted from what is before it."""
+def definition(model: Any, rows: list[Any], thinks_itself: bool = False) -> dict[str, torch.Tensor]:
+    """Both terms, one row at a time: the right mixtures are fed, and each is predicted from what is before it.
+
+    With `thinks_itself` the model's own mixtures are fed, as what they are: no gradient reaches what made them.
+    """
     answers, mixtures, num_tokens = [], [], 0
     table = model.get_input_embeddings().weight
     for row in rows:
@@ -75,6 +78,10 @@ def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
         embedded = [table[token] for token in row.input_ids]
         for place, ids in zip(places, row.targets, strict=True):
             embedded[place] = table[list(ids)].mean(dim=0)
+        if thinks_itself:
+            with torch.no_grad():
+                own = reference.embeddings(model, row.input_ids, LATENT_ID, mixes_words=True)
+            embedded = [own[place] if place in places else word for place, word in enumerate(embedded)]
         logits = model(inputs_embeds=torch.stack(embedded)[None], use_cache=False).logits[0]
         learned = [token for token in row.labels if token >= 0]
         num_tokens += len(learned)
@@ -89,20 +96,21 @@ def definition(model: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("with_frontiers", [True, False], ids=["frontiers", "steps"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("term", ["cross_entropy", "mixture"])
-@pytest.mark.parametrize("method", ["soft", "soft_adaptive"])
+@pytest.mark.parametrize("method", ["soft", "soft_adaptive", "soft_own_mixtures"])
 def test_terms_and_gradients_are_those_of_the_definition(
     method: str, architecture: str, term: str, with_frontiers: bool
 ) -> None:
     """Rows of unlike lengths and numbers of thoughts: both terms and all gradients equal the slow way's."""
     model, plain = twins(architecture, TOKENIZER)
-    rows = examples(with_frontiers, method)
-    assert (len({row.num_thoughts for row in rows}) > 1) == (method == "soft_adaptive")
+    model.config.thoughts["mixes_words"] = True
+    rows = examples(with_frontiers, method, pad_thoughts=method != "soft_own_mixtures")
+    assert (len({row.num_thoughts for row in rows}) > 1) == (method != "soft")
     batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
     inputs = {name: value for name, value in batch.items() if name not in FOR_METHODS}
     terms = METHODS[method].losses(lambda **more: model.train()(**{**inputs, **more}), model, batch)
     assert [*terms] == ["cross_entropy", "mixture"]
     terms[term].backward()
-    expected = definition(plain.train(), rows)[term]
+    expected = definition(plain.train(), rows, thinks_itself=method == "soft_own_mixtures")[term]
     expected.backward()
     torch.testing.assert_close(terms[term], expected, rtol=1e-5, atol=1e-6)
     ours, theirs = reference.gradients(model), reference.gradients(plain)
@@ -174,29 +182,11 @@ def test_the_models_stop_after_different_numbers_of_thoughts() -> None:
 
 
 def test_a_run_goes_on_with_its_own_mixtures(tmp_path: Path) -> None:
-    """A phase on the right mixtures, then the model's own, with no other term; the result mixes words."""
+    """A phase on the right mixtures, then the model's own, with both terms; the result mixes words."""
     phases = [Phase("right", {"final": 1.0}, method="soft")]
     curriculum = {"method": "soft_own_mixtures", "max_stage": 2, "epochs_per_stage": 1, "phases": phases}
     run = train(tiny_config(curriculum=curriculum, init=NO_DROPOUT_INIT), tmp_path)
     log = [entry for entry in run.read_log() if "loss" in entry]
-    assert {entry["stage"] for entry in log if "loss_mixture" in entry} == {"right"}
-    assert {entry["stage"] for entry in log} == {"right", "final"}
+    assert {entry["stage"] for entry in log if entry.get("loss_mixture")} == {"right", "final"}
     model, _ = load(run.path)
     assert thought_settings(model).mixes_words
-
-
-def test_own_mixtures_train_by_the_definition() -> None:
-    """The only term and all its gradients are those of rows that think in what they said, one at a time."""
-    model, plain = twins("llama", TOKENIZER)
-    model.config.thoughts["mixes_words"] = True
-    rows = examples(False, "soft_own_mixtures")
-    batch = collate(rows, pad_id=TOKENIZER.pad_token_id, latent_id=LATENT_ID)
-    terms = METHODS["soft_own_mixtures"].losses(lambda **more: model.train()(**{**batch, **more}), model, batch)
-    assert [*terms] == ["cross_entropy"]
-    terms["cross_entropy"].backward()
-    own = [(row.input_ids, row.labels) for row in rows]
-    loss, _, gradients = reference.batch_results(plain.train(), own, LATENT_ID, mixes_words=True)
-    torch.testing.assert_close(terms["cross_entropy"], loss, rtol=1e-5, atol=1e-6)
-    ours = reference.gradients(model)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)

@@ -5,8 +5,8 @@ training needs no recurrence: the right mixtures are known, are fed in the place
 to predict each of them from what comes before it, and the answer from all. The right mixture of step k weighs alike
 all that a search has reached by then (`Task.frontiers`), or, where a task does not say, the words of step k; that of a
 thought behind the last step is the token that follows the thoughts. Answers think with the model's own mixtures, as
-many as the stage has, or (`soft_adaptive`) until that token is the likeliest. A model that was trained so can be
-trained further as it answers, on its own mixtures (`soft_own_mixtures`): then there is a recurrence.
+many as the stage has, or (`soft_adaptive`) until that token is the likeliest. A model that was trained so can go on to
+learn the same behind its own mixtures (`soft_own_mixtures`), which are then made one after the other.
 Read next: `methods/base.py`; `modeling/thought_inputs.py` (the mixture).
 """
 
@@ -16,7 +16,15 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from cocot.methods.base import CROSS_ENTROPY, Asked, CurriculumConfig, OneStage, draw_enough_thoughts, register
+from cocot.methods.base import (
+    CROSS_ENTROPY,
+    Asked,
+    CurriculumConfig,
+    OneStage,
+    draw_enough_thoughts,
+    register,
+    with_thoughts,
+)
 from cocot.methods.tokens import LATENT
 
 if TYPE_CHECKING:
@@ -42,16 +50,32 @@ class Soft(OneStage):
         """What the task says, else the words of the step; behind the last step what follows the thoughts."""
         return said or tuple(sorted({*step})) or (follows,)
 
+    def mixtures(self, run: Callable[..., Any], model: Any, is_thought: Tensor, targets: Tensor) -> Tensor:
+        """What stands in the places of the thoughts: the right mixtures.
+
+        Args:
+            run: As `losses` is given it.
+            model: The model.
+            is_thought: Where thoughts are, (batch, columns), bool.
+            targets: Token ids of each thought's set, (thoughts of all rows, most ids), int64; -100 where there is none.
+
+        Returns:
+            (thoughts of all rows, width).
+        """
+        return right_mixtures(model.get_input_embeddings(), targets)
+
     def losses(self, run: Callable[..., Any], model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The cross-entropy of the text after the right thoughts, and that of the thoughts themselves."""
+        """The cross-entropy of the text after the thoughts, and that of the thoughts themselves."""
         if "thought_targets" not in batch:
             return {CROSS_ENTROPY: run().loss}
         is_thought = batch["input_ids"] == model.config.thoughts["latent_id"]
         targets = batch["thought_targets"]
         targets = targets[targets[..., 0] >= 0]  # row by row, as the placeholders lie
+        table = model.get_input_embeddings()
+        mixtures = self.mixtures(run, model, is_thought, targets)
         output = run(
             input_ids=None,
-            inputs_embeds=with_mixtures(model.get_input_embeddings(), batch["input_ids"], is_thought, targets),
+            inputs_embeds=table(batch["input_ids"]).masked_scatter(is_thought[..., None], mixtures),
             position_ids=(batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
             latent_columns=None,
             loss_positions=None,
@@ -78,35 +102,39 @@ class SoftAdaptive(Soft):
 
 
 @register
-class SoftOwnMixtures(OneStage):
-    """Soft thoughts as answers have them: the model's own mixtures, with the gradient through all of them.
+class SoftOwnMixtures(Soft):
+    """Soft thoughts trained where answers go: behind the mixtures that the model itself would think.
 
-    From new weights it has nothing to begin with; it goes on where `soft` ended (`model.path`, or a phase of `soft`).
+    They are made first, without a gradient, and then stand in the places of the right ones; what is learned there is
+    the same. From new weights it has nothing to begin with: it goes on where `soft` ended (`model.path`, or a phase).
     """
 
     name = "soft_own_mixtures"
-    summary = "soft that thinks in its own mixtures in training, too, with the gradient through them"
-    filler = LATENT
-    mixes_words = True
+    summary = "soft that is trained behind its own mixtures, as answers have them"
+
+    def mixtures(self, run: Callable[..., Any], model: Any, is_thought: Tensor, targets: Tensor) -> Tensor:
+        """The model's own."""
+        import torch  # recipes are read without it
+
+        with torch.no_grad():
+            _, thoughts = with_thoughts(run)
+        columns = is_thought.any(dim=0)
+        return torch.cat(thoughts, dim=1)[is_thought[:, columns]]
 
 
-def with_mixtures(table: Any, input_ids: Tensor, is_thought: Tensor, targets: Tensor) -> Tensor:
-    """Word embeddings, with the mean of its targets' in the place of every thought.
+def right_mixtures(table: Any, targets: Tensor) -> Tensor:
+    """The mean embedding of every set of words.
 
     Args:
         table: The input embeddings.
-        input_ids: (batch, columns).
-        is_thought: Where thoughts are, (batch, columns), bool.
-        targets: Token ids of each thought's set, (thoughts of all rows, most ids), int64; -100 where it has no more.
+        targets: Token ids of each set, (sets, most ids), int64; -100 where a set has no more.
 
     Returns:
-        (batch, columns, width).
+        (sets, width).
     """
     is_id = (targets >= 0)[..., None]
-    sums = (table(targets.clamp(min=0)) * is_id).sum(dim=1)
-    mixtures = (sums / is_id.sum(dim=1)).to(sums.dtype)
-    embedded: Tensor = table(input_ids)
-    return embedded.masked_scatter(is_thought[..., None], mixtures)
+    sums: Tensor = (table(targets.clamp(min=0)) * is_id).sum(dim=1)
+    return (sums / is_id.sum(dim=1)).to(sums.dtype)
 
 
 def mixture_loss(logits: Tensor, targets: Tensor) -> Tensor:
