@@ -71,11 +71,11 @@ class Soft(OneStage):
         is_thought = batch["input_ids"] == model.config.thoughts["latent_id"]
         targets = batch["thought_targets"]
         targets = targets[targets[..., 0] >= 0]  # row by row, as the placeholders lie
-        table = model.get_input_embeddings()
-        mixtures = self.mixtures(run, model, is_thought, targets)
+        embedded: Tensor = model.get_input_embeddings()(batch["input_ids"])
+        mixtures = self.mixtures(run, model, is_thought, targets).to(embedded)
         output = run(
             input_ids=None,
-            inputs_embeds=table(batch["input_ids"]).masked_scatter(is_thought[..., None], mixtures),
+            inputs_embeds=embedded.masked_scatter(is_thought[..., None], mixtures),
             position_ids=(batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
             latent_columns=None,
             loss_positions=None,
