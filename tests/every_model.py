@@ -170,7 +170,9 @@ def _check(model_type, dtype):
     found |= _refined(model, rows)
     found |= _mixed(model, rows)
     with suppress(ModelError):  # some classes cannot run with one layer; any other error is a defect
-        model.copy_decoder(num_layers=1)
+        small = model.copy_decoder(num_layers=1).train()
+        embedded = model.get_input_embeddings()(batch["input_ids"])
+        small(inputs_embeds=embedded, attention_mask=batch["attention_mask"]).last_hidden_state.sum().backward()
     return verdict
 
 

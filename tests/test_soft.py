@@ -26,6 +26,7 @@ from cocot.data.examples import Encoder
 from cocot.data.layout import ThoughtSettings
 from cocot.data.thought_targets import FOR_METHODS
 from cocot.data.word_tokenizer import build_tokenizer
+from cocot.errors import DataError
 from cocot.methods import METHODS, CurriculumConfig, Phase
 from cocot.modeling.generation import answer
 from cocot.modeling.thought_settings import thought_settings
@@ -146,6 +147,16 @@ def test_only_these_methods_mix_words_and_only_one_stops() -> None:
     assert {name: own.stop_id for name, own in settings.items() if own.stop_id is not None} == {"soft_adaptive": end}
     unmarked = Encoder(CurriculumConfig("soft_adaptive", end_marker=False), TOKENIZER)
     assert unmarked.settings.stop_id == mark
+
+
+def test_an_answer_mark_that_runs_into_the_answer_would_never_stop() -> None:
+    """Without an end marker the mark's first token ends the thoughts; a tokenizer that does not write it is refused."""
+    config = CurriculumConfig("soft_adaptive", max_stage=3, end_marker=False)
+    pieces = tokenize(PROBLEMS[0], TOKENIZER)
+    fused = replace(pieces, answer=pieces.answer[1:])
+    with pytest.raises(DataError, match="cuts the answer mark '###' together with the answer"):
+        Encoder(config, TOKENIZER)(fused, config.stages[0], Random(0))
+    Encoder(replace(config, end_marker=True), TOKENIZER)(fused, config.stages[0], Random(0))
 
 
 @pytest.mark.parametrize("name", MODELS)

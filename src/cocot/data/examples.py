@@ -84,7 +84,7 @@ class Encoder:
             end_marker=self.config.end_marker,
             iterations=self.config.chosen.iterations(self.config),
             mixes_words=self.config.chosen.mixes_words,
-            stop_id=self._follows if self.config.chosen.stops_at_end else None,
+            stop_id=self._stop_id if self.config.chosen.stops_at_end else None,
         )
         object.__setattr__(self, "settings", settings)
 
@@ -144,9 +144,10 @@ class Encoder:
         asked: dict[str, Any] = {}
         losses = self.losses_of or method
         if Asked.FRONTIERS in losses.asks:
+            follows = self._follows(problem)
             said, steps_of = ([*pieces, *[()] * num_thoughts] for pieces in (problem.frontiers, problem.steps))
             asked["targets"] = tuple(
-                losses.targets(said[step], steps_of[step], self._follows, self.tokenizer) for step in step_of
+                losses.targets(said[step], steps_of[step], follows, self.tokenizer) for step in step_of
             )
         if Asked.STEPS in losses.asks:
             num_groups = num_thoughts // self.config.thoughts_per_step
@@ -162,11 +163,7 @@ class Encoder:
     def _written(self, problem: Tokenized) -> Example:
         """The question and its written solution but for the last step, which gives the answer away."""
         text = [*chain.from_iterable(problem.steps[:-1]), *problem.answer]
-        if problem.answer[: len(self._mark)] != self._mark:
-            raise DataError(
-                f"the tokenizer cuts the answer mark {ANSWER_MARK!r} together with the answer behind it, so that no "
-                f"position predicts the answer alone; {self.config.method} needs a tokenizer that does not."
-            )
+        self._check_mark(problem)
         return self._example(problem.question, text, len(problem.answer))
 
     def _example(self, start: Sequence[int], text: Sequence[int], num_answer: int, **asked: Any) -> Example:
@@ -175,9 +172,25 @@ class Encoder:
         before_answer = len(labels) - num_answer + len(self._mark) - 1
         return Example([*start, *text], labels, len(start), answer_prompt=before_answer, **asked)
 
-    @cached_property
-    def _follows(self) -> int:
+    def _check_mark(self, problem: Tokenized) -> None:
+        """Refuse a problem whose answer does not begin with the tokens of the answer mark."""
+        if problem.answer[: len(self._mark)] != self._mark:
+            raise DataError(
+                f"the tokenizer cuts the answer mark {ANSWER_MARK!r} together with the answer behind it, so that no "
+                f"position predicts the answer alone; {self.config.method} needs a tokenizer that does not."
+            )
+
+    def _follows(self, problem: Tokenized) -> int:
         """The id of the token behind all thoughts, if no text is left."""
+        if self.config.end_marker:
+            return self._stop_id
+        if self.config.chosen.stops_at_end:
+            self._check_mark(problem)
+        return problem.answer[0]
+
+    @cached_property
+    def _stop_id(self) -> int:
+        """The same of every problem, as long as the answer mark is cut apart from the answer."""
         return int(self.tokenizer.convert_tokens_to_ids(END)) if self.config.end_marker else self._mark[0]
 
     @cached_property

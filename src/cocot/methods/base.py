@@ -204,7 +204,7 @@ class Method:
 def draw_enough_thoughts(num_steps: int, index: int, config: CurriculumConfig, chance: Random) -> int:
     """A number drawn evenly from as many as the problem's steps take to as many as the stage has.
 
-    What learns with such numbers gives the same answer whichever number, of those that are enough, it stops at.
+    So the answer is learned behind each number of thoughts that is enough.
     """
     return chance.randint(min(num_steps, index), index) * config.thoughts_per_step
 

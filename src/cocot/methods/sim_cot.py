@@ -57,10 +57,6 @@ class SimCotCopy(SimCot):
     num_decoder_layers: int | None = None
     """The layers of the copy; None for all of the model's."""
 
-    def check(self, model: Any) -> None:
-        """A copy of the decoder must be found, with as many layers."""
-        model.copy_decoder(self.num_decoder_layers)
-
     def modules(self, model: Any) -> nn.Module:
         """The copy; its embeddings and its head are the model's."""
         from torch import nn  # recipes are read without it

@@ -88,8 +88,8 @@ class Soft(OneStage):
 class SoftAdaptive(Soft):
     """Soft thoughts that end by themselves: as soon as the token that follows them is the likeliest.
 
-    Training examples have as many thoughts as their steps take, or more, so that an answer does not depend on stopping
-    in time; the thoughts behind the last step teach when to stop.
+    Training examples have as many thoughts as their steps take, or more, so that the answer is learned behind each of
+    these numbers; the thoughts behind the last step teach when to stop.
     """
 
     name = "soft_adaptive"

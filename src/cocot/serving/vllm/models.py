@@ -62,7 +62,8 @@ class _Thoughts:
         self._decides = decides_itself(self._settings)
         if self._decides and self._settings.end_marker:
             self._end_id = cached_tokenizer_from_config(model).convert_tokens_to_ids(END)
-        self._decisions: tuple[Tensor, Tensor] | None = None
+        # of a model that decides, of each request in the step: its last input, and whether that is a thought
+        self._last_inputs: tuple[Tensor, Tensor] | None = None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Those of the class, which may rename them, and those of the method's modules.
@@ -118,7 +119,7 @@ class _Thoughts:
             self._knows_addresses = True
         self._feed_back(embeddings[: step.num_tokens], is_latent, states[step.blocks_before])
         if self._decides:
-            self._decide(embeddings[step.last], is_latent[step.last])
+            self._last_inputs = embeddings[step.last], is_latent[step.last]
         hidden = read(None, positions, intermediate_tensors, embeddings)
         # Rows that are not the last of their block go into a place that nobody reads: a choice of rows would wait.
         states[torch.where(step.is_last, step.blocks, len(states) - 1)] = hidden[: step.num_tokens]
@@ -135,31 +136,20 @@ class _Thoughts:
         """
         logits: Tensor | None = super().compute_logits(hidden_states)  # type: ignore[misc]
         if logits is not None:
-            if self._decisions is not None and self._settings.stop_id is not None:
-                is_thought = self._decisions[0][: len(logits)]
-                self._decisions = is_thought, is_thought & (logits.argmax(dim=-1) != self._settings.stop_id)
+            stop_id = self._settings.stop_id
+            # before any token is suppressed, as `stop_id` may be
+            stops = None if stop_id is None or self._last_inputs is None else logits.argmax(dim=-1).eq(stop_id)
             logits[:, self._suppressed] = -torch.inf
             # vLLM asks for the logits of what it samples first, and then for those of prompts, if a request wants them.
-            if self._decisions is not None:
-                is_thought, wants_more = (rows[: len(logits)] for rows in self._decisions)
-                latent_id, self._decisions = self._settings.latent_id, None
-                logits[:, latent_id] = logits[:, latent_id].masked_fill(wants_more, _WANTED)
+            if self._last_inputs is not None:
+                inputs, is_thought = (rows[: len(logits)] for rows in self._last_inputs)
+                latent_id, self._last_inputs = self._settings.latent_id, None
+                if stops is None:
+                    stops = getattr(self, NAME).stop(inputs).argmax(dim=-1) == 1
+                logits[:, latent_id] = logits[:, latent_id].masked_fill(is_thought & ~stops, _WANTED)
                 if self._end_id is not None:
                     logits[:, self._end_id] = logits[:, self._end_id].masked_fill(is_thought, _NEXT)
         return logits
-
-    def _decide(self, inputs: Tensor, is_thought: Tensor) -> None:
-        """Keep, of the last token of each request in the step, whether it is a thought and whether one more is wanted.
-
-        Args:
-            inputs: (requests, width).
-            is_thought: (requests,).
-        """
-        if self._settings.stop_id is not None:
-            self._decisions = is_thought, is_thought  # the logits behind the thoughts decide
-            return
-        wants_more: Tensor = getattr(self, NAME).stop(inputs).argmax(dim=-1) == 0
-        self._decisions = is_thought, is_thought & wants_more
 
     def _feed_back(self, embeddings: Tensor, is_latent: Tensor, states: Tensor) -> None:
         """Write thoughts in the places of placeholders.
